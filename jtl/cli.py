@@ -1,0 +1,43 @@
+"""`jtl COMMAND …`: one table of commands, each imported only when it is asked for."""
+
+import importlib
+import sys
+
+from jtl.errors import UserError, nearest
+
+COMMANDS = {  # name: (module, function(arguments) -> exit status, what it does)
+    'train': ('jtl.main', 'main', 'train from a config; the same as python -m jtl.main'),
+    'eval': ('jtl.predict', 'eval_main', 'evaluate a finished run, on its test split or on other data'),
+    'predict': ('jtl.predict', 'predict_main', 'classes of pictures, by a finished run'),
+    'prepare': ('jtl.data.prepare', 'main', 'download and prepare a data set of the TFDS catalogue'),
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f'  {name:{width}}  {what}' for name, (_, _, what) in COMMANDS.items()]
+    return '\n'.join(['usage: jtl COMMAND …', '', *lines, '', '`jtl COMMAND --help` says more.'])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 2 for a user's mistake, told without a traceback unless --debug."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ('-h', '--help', 'help'):
+        print(usage())
+        return 0 if argv else 2
+    name, *rest = argv
+    try:
+        if name not in COMMANDS:
+            raise UserError(f'no command {name!r}; {nearest(name, COMMANDS)}')
+        module, function, _ = COMMANDS[name]
+        command = getattr(importlib.import_module(module), function)
+        return command(rest) or 0
+    except UserError as e:
+        if '--debug' in rest:
+            raise
+        print(f'jtl: {e}', file=sys.stderr)
+        return 2
+
+
+if __name__ == '__main__':
+    sys.exit(main())

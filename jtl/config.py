@@ -1,0 +1,186 @@
+"""What a config may say. Sections are the keyword arguments of one function each; an unknown key is an error.
+
+A config file has `get_config(arg=None) -> ConfigDict`, and may have `sweep(config)`, which yields
+`(name, overrides)`: see `jtl.sweep`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jtl.errors import UserError, check_kwargs, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run.
+
+    Attributes:
+        data: keyword arguments of `jtl.data.load`; `name` is the URI.
+        model: `name`, and keyword arguments of `jtl.models.build` and of the model's own file.
+        batch_size: examples a step.
+        steps, epochs: the length of training, one or the other.
+        seed: of initialisation, order, augmentation, dropout, and of which few labels are drawn.
+        init: the URI of pretrained weights, for now the folder of a former run; None is from scratch.
+        method: `name`, a file in `jtl/methods/`, and keyword arguments of the function of that name in it.
+        rules: `((regex, learning-rate multiplier or None), …)`; see `jtl.optim`.
+        phases: `((until_step, rules), …, (None, rules))` in place of `rules`.
+        optim: keyword arguments of `jtl.optim.optimiser`.
+        preprocess: fields of `jtl.data.pipeline.Preprocess` that replace those of the weights or the model.
+        evals: evaluators, files in `jtl/evals/`.
+        select: the validation metric that chooses the checkpoint to keep; None keeps the last one. Without validation
+            data, the last one is kept.
+        patience: stop after this many evaluations without a better value; None trains to the end.
+        eval_every: steps between evaluations; None is twenty times a run.
+        checkpoint_every: steps between checkpoints; None is `eval_every`, and 0 writes none at all, so that the run
+            ends with its last parameters in memory and cannot be resumed or used for prediction.
+        log_every: steps between lines of training metrics, which are means over the steps in between.
+        report: whether pictures and `report.html` are made at the end.
+        tensorboard: whether metrics are mirrored as TensorBoard event files.
+    """
+
+    data: Mapping[str, Any]
+    model: Mapping[str, Any]
+    batch_size: int = 128
+    steps: int | None = None
+    epochs: float | None = None
+    seed: int = 0
+    init: str | None = None
+    method: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {'name': 'supervised'})
+    rules: tuple = (('.*', 1.0),)
+    phases: tuple | None = None
+    optim: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    evals: tuple[str, ...] = ('classification',)
+    select: str | None = 'accuracy'
+    patience: int | None = None
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    log_every: int = 50
+    report: bool = True
+    tensorboard: bool = False
+
+    @property
+    def rule_phases(self) -> tuple:
+        """`phases`, of which plain `rules` are a single one."""
+        return self.phases or ((None, self.rules),)
+
+
+def parse(config: Mapping | ConfigDict) -> Config:
+    """Checks the top level; the sections are checked by the functions that take them.
+
+    Raises:
+        UserError: an unknown or missing key, a value of the wrong type, both or neither of `steps` and `epochs`.
+    """
+    values = plain(config)
+    check_kwargs(Config, values, 'config')
+    for field in dataclasses.fields(Config):
+        if field.name in values:
+            _check_type(f'config.{field.name}', values[field.name], field.type)
+    for section in ('data', 'model'):
+        if 'name' not in values[section]:
+            raise UserError(f'missing key config.{section}.name.')
+    parsed = Config(**values)
+    if (parsed.steps is None) == (parsed.epochs is None):
+        raise UserError('config: give one of config.steps and config.epochs.')
+    if parsed.phases and 'rules' in values:
+        raise UserError('config: give one of config.rules and config.phases.')
+    for key, least in (
+        ('steps', 1),
+        ('epochs', 1e-9),
+        ('log_every', 1),
+        ('eval_every', 1),
+        ('patience', 1),
+        ('seed', 0),
+    ):
+        if getattr(parsed, key) is not None and getattr(parsed, key) < least:
+            raise UserError(f'config.{key}: {getattr(parsed, key)} should be above {0 if least < 1 else least - 1}.')
+    _check_rules(parsed)
+    return parsed
+
+
+def _check_type(key: str, value: Any, kind: Any) -> None:
+    """Refuses a value whose type cannot be `kind`: an int passes for a float, any mapping for a section."""
+    kinds = getattr(kind, '__args__', (kind,)) if not hasattr(kind, '__origin__') else (kind.__origin__,)
+    kinds = tuple(getattr(k, '__origin__', k) for k in kinds)
+    allowed = tuple({float: (int, float), tuple: (tuple, list)}.get(k, k) for k in kinds)
+    flat = tuple(t for a in allowed for t in (a if isinstance(a, tuple) else (a,)))
+    if not isinstance(value, flat) or (isinstance(value, bool) and bool not in flat):
+        raise UserError(f'{key}: {value!r} should be {" or ".join(getattr(k, "__name__", "None") for k in kinds)}.')
+
+
+def _check_rules(config: Config) -> None:
+    try:
+        for _, rules in config.rule_phases:
+            for regex, multiplier in rules:
+                assert isinstance(regex, str) and isinstance(multiplier, int | float | None)
+    except (TypeError, ValueError, AssertionError) as e:
+        key, shape = (
+            ('phases', '((until_step, rules), …)') if config.phases else ('rules', "(('regex', multiplier), …)")
+        )
+        raise UserError(f'config.{key}: expected {shape}, got {getattr(config, key)!r}.') from e
+
+
+def plain(value: Any) -> Any:
+    """ConfigDicts and lists as dicts and tuples, so that equal configs are equal values."""
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(plain(v) for v in value)
+    return value
+
+
+def as_json(config: Config | Mapping) -> dict:
+    """With every default filled in, and tuples as lists, as it is read back from `config.json`."""
+    values = dataclasses.asdict(config) if isinstance(config, Config) else plain(config)
+    return json.loads(json.dumps(values))
+
+
+def differences(old: Mapping, new: Mapping, prefix: str = 'config') -> list[str]:
+    """`key: old -> new` for every value that differs."""
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f'{prefix}.{key}')
+        elif a != b:
+            found.append(f'{prefix}.{key}: {a!r} -> {b!r}')
+    return found
+
+
+def override(config: Mapping, overrides: Mapping[str, Any]) -> dict:
+    """A copy with values replaced by dotted key: `{'optim.lr': 0.1, 'seed': 3}`. A mapping replaces a whole section."""
+    values = plain(config)
+    for dotted, value in overrides.items():
+        *parents, last = dotted.split('.')
+        node = values
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = plain(value)
+    return values
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """The part of `--config=FILE.py:ARG` after the colon: `key=value` pairs and flags, separated by commas.
+
+    `parse_arg('model=vit_ti16,smoke', model='resnet20', smoke=False)` has `.model == 'vit_ti16'` and `.smoke is True`.
+    A value takes the type of its default.
+    """
+    values = dict(defaults)
+    for item in filter(None, (arg or '').split(',')):
+        key, given, text = item.partition('=')
+        if key not in defaults:
+            raise UserError(f'config argument {key!r} is unknown: {nearest(key, defaults)}')
+        kind = type(defaults[key])
+        try:
+            values[key] = (text or 'true') in ('true', 'True', '1') if kind is bool else kind(text)
+        except ValueError as e:
+            raise UserError(f'config argument {item!r}: expected {kind.__name__} after "=".') from e
+        if kind is not bool and not given:
+            raise UserError(f'config argument {key!r}: expected {key}=VALUE.')
+    return ConfigDict(values)

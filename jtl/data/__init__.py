@@ -1,0 +1,210 @@
+"""Which batches arrive? `load` turns a URI into a `Data`.
+
+URIs: `tfds:NAME`, `folder:PATH` (a directory or .zip of class folders), `npz:PATH`, `csv:PATH`, and the bundled
+`letters` and `digits`. Each scheme is a file in `jtl/data/sources/` with a function `read(path) -> Source`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jtl import names
+from jtl.data import ops_image
+from jtl.data.pipeline import Memory, PlainBatch, Preprocess, TrainBatch, stream
+from jtl.data.source import Source
+from jtl.data.splits import Division, divide
+from jtl.errors import UserError
+
+
+class Data(NamedTuple):
+    """A data set ready to train on.
+
+    Attributes:
+        classes: names; label i is `classes[i]`.
+        sizes: number of examples by split: `train`, and `val` and `test` where they exist.
+        preprocess: with size and channels filled in.
+        fingerprint: a hash of the classes, all labels, which examples are where, and the pixels of 256 of them.
+        majority: the share that the commonest training class has of each split, for single labels.
+        train: `(start, stop)` -> an iterator of the training batches of the steps `start` … `stop - 1`.
+        plain: split -> an iterator of one pass in order, not augmented, padded with rows of mask 0.
+        picture: (split, index) -> uint8 [H, W, C], or None where examples are not pictures.
+    """
+
+    classes: tuple[str, ...]
+    sizes: dict[str, int]
+    preprocess: Preprocess
+    fingerprint: str
+    majority: dict[str, float]
+    train: Callable[[int, int], Iterator[dict]]
+    plain: Callable[[str], Iterator[dict]]
+    picture: Callable[[str, int], np.ndarray | None]
+
+
+def load(
+    name: str,
+    *,
+    preprocess: Preprocess,
+    batch_size: int,
+    seed: int,
+    val: float = 0.1,
+    test: float = 0.15,
+    order: str = 'random',
+    split_seed: int = 0,
+    labels_per_class: int | None = None,
+    augment: tuple = (),
+    threads: int | None = None,
+    workers: int = 0,
+    cache_mb: int = 1024,
+) -> Data:
+    """Opens `name`, divides it, and checks all that can be checked before training starts.
+
+    Args:
+        name: the URI.
+        preprocess: what the model expects of a picture.
+        batch_size: examples a step; also of evaluation batches.
+        seed: the run's: draws the few labels, the order and the augmentation.
+        val, test, order, split_seed, labels_per_class: see `jtl.data.splits.divide`.
+        augment: image operations for training, in order, by name or as `(name, argument, …)`; see `ops_image`.
+        threads: that decode and augment ahead of the step; None is one a core, and none at all when every example is
+            in memory and nothing is augmented.
+        workers: processes that do it instead, for many cores.
+        cache_mb: decoded examples are kept in memory up to this size. A set that fits is decoded before training
+            starts, so that a broken picture is found at once.
+
+    Raises:
+        UserError: whatever is wrong, naming the file, the class or the key.
+    """
+    if batch_size < 1:
+        raise UserError(f'config.batch_size: {batch_size} should be at least 1.')
+    augment = tuple(op if isinstance(op, str) else tuple(op) for op in augment)
+    ops_image.check_ops(augment)
+    source = open_source(name, _stamp(name), cache_mb << 20)
+    if augment and source.channels is None:
+        raise UserError(f'config.data.augment: {name} holds features, not pictures.')
+    parts = divide(
+        source, val=val, test=test, order=order, split_seed=split_seed, labels_per_class=labels_per_class, seed=seed
+    )
+    in_memory = _decode_ahead(source, parts, cache_mb << 20)
+    preprocess = _complete(preprocess, source, parts)
+    if threads is None:
+        threads = 0 if in_memory and not augment else os.cpu_count() or 1
+
+    def of(split: str):
+        where, index = parts[split]
+        return source.splits[where].get, source.splits[where].labels, index
+
+    def train(start: int, stop: int) -> Iterator[dict]:
+        make = TrainBatch(*of('train'), preprocess, augment, batch_size, seed)
+        return stream(make, start, stop, threads, workers)
+
+    def plain(split: str) -> Iterator[dict]:
+        make = PlainBatch(*of(split), preprocess, batch_size)
+        return stream(make, 0, len(make), threads, 0)
+
+    def picture(split: str, index: int) -> np.ndarray | None:
+        return of(split)[0](index).get('image')
+
+    return Data(
+        classes=source.classes,
+        sizes={split: len(index) for split, (_, index) in parts.items()},
+        preprocess=preprocess,
+        fingerprint=_fingerprint(source, parts),
+        majority=_majority(source, parts),
+        train=train,
+        plain=plain,
+        picture=picture,
+    )
+
+
+def read(name: str) -> Source:
+    """The source behind a URI."""
+    scheme, _, path = name.partition(':')
+    bundled = scheme in ('letters', 'digits')
+    if bundled == bool(path):
+        hint = ''
+        if not bundled and os.path.exists(name):
+            suffix = Path(name).suffix
+            hint = f' Did you mean {suffix[1:] if suffix in (".csv", ".npz") else "folder"}:{name}?'
+        raise UserError(
+            f'config.data.name: {name!r} is not a URI: expected tfds:NAME, folder:PATH, npz:PATH, csv:PATH, '
+            f'letters or digits.{hint}'
+        )
+    return names.module('jtl.data.sources', scheme, f'config.data.name: data scheme of {name!r}').read(path)
+
+
+@functools.lru_cache(maxsize=8)
+def open_source(name: str, stamp: tuple, budget: int) -> Source:
+    """`read`, with decoded examples kept; one process opens the same files once."""
+    source = read(name)
+    total = sum(len(s.labels) for s in source.splits.values())
+    splits = {
+        split: s._replace(get=Memory(s.get, budget * len(s.labels) // max(total, 1)))
+        for split, s in source.splits.items()
+    }
+    return source._replace(splits=splits)
+
+
+def _stamp(name: str) -> tuple:
+    """Changes when the files behind a URI do."""
+    path = Path(name.partition(':')[2])
+    if not path.parts or not path.exists():
+        return ()
+    folders = [p for p in path.glob('*') if p.is_dir()] if path.is_dir() else []
+    folders += [p for folder in folders for p in folder.glob('*') if p.is_dir()]
+    return tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in [path, *sorted(folders)])
+
+
+def _decode_ahead(source: Source, parts: Division, budget: int) -> bool:
+    """Decodes the examples that will be used, if a sample of them says that they fit in memory; whether they did."""
+    needed = [(source.splits[split].get, int(i)) for split, index in parts.values() for i in index]
+    sample = needed[:: max(len(needed) // 16, 1)]
+    size = sum(value.nbytes for get, i in sample for value in get(i).values()) / len(sample)
+    if size * len(needed) > budget:
+        return False
+    missing = [(get, i) for get, i in needed if i not in get.examples]
+    if missing:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda job: job[0](job[1]), missing))
+    return all(i in get.examples for get, i in needed)
+
+
+def _complete(preprocess: Preprocess, source: Source, parts: Division) -> Preprocess:
+    """Size and channels that were left to the data."""
+    if source.channels is None:
+        return preprocess
+    channels = preprocess.channels or source.channels
+    for key in ('mean', 'std'):
+        if len(getattr(preprocess, key)) not in (1, channels):
+            raise UserError(f'config.preprocess.{key}: {getattr(preprocess, key)} should have 1 or {channels} values.')
+    if preprocess.size is None:
+        split, index = parts['train']
+        h, w, _ = source.splits[split].get(int(index[0]))['image'].shape
+        return dataclasses.replace(preprocess, channels=channels, size=h if h == w else None)
+    return dataclasses.replace(preprocess, channels=channels)
+
+
+def _majority(source: Source, parts: Division) -> dict[str, float]:
+    split, index = parts['train']
+    if source.splits[split].labels.ndim > 1:
+        return {}
+    commonest = np.bincount(source.splits[split].labels[index]).argmax()
+    return {name: float(np.mean(source.splits[s].labels[i] == commonest)) for name, (s, i) in parts.items()}
+
+
+def _fingerprint(source: Source, parts: Division) -> str:
+    digest = hashlib.sha256(repr(source.classes).encode())
+    for name, (split, index) in sorted(parts.items()):
+        digest.update(f'{name} {split} {source.splits[split].labels.shape}'.encode())
+        digest.update(index.astype(np.int64).tobytes())
+        digest.update(np.ascontiguousarray(source.splits[split].labels[index]).tobytes())
+        for i in index[:: max(len(index) // 256, 1)]:
+            for value in source.splits[split].get(int(i)).values():
+                digest.update(value.tobytes())
+    return digest.hexdigest()[:16]

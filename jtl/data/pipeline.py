@@ -1,0 +1,159 @@
+"""Batches. The step is the data state: batch `s` is a pure function of (seed, s), so a run resumes by asking for it.
+
+Epoch `e` visits the examples in the order of a permutation keyed by (seed, e); batches run on across epochs, so that
+every batch is full. An example's augmentation is keyed by (seed, epoch, example) alone: it does not depend on the
+batch size, on the other examples, or on how many workers there are.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+import numpy as np
+
+from jtl.data import ops_image
+from jtl.errors import UserError
+
+
+class Memory:
+    """`get`, remembering decoded examples up to a budget in bytes. Workers start with an empty one."""
+
+    def __init__(self, get: Callable[[int], dict], budget: int):
+        self.get, self.budget = get, budget
+        self.examples: dict[int, dict] = {}
+        self.used = 0
+
+    def __call__(self, i: int) -> dict:
+        example = self.examples.get(i)
+        if example is None:
+            example = self.get(i)
+            size = sum(v.nbytes for v in example.values())
+            if self.used + size <= self.budget:
+                self.examples[i] = example
+                self.used += size
+        return example
+
+    def __getstate__(self):
+        return {'get': self.get, 'budget': self.budget, 'examples': {}, 'used': 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """What a model expects of a picture; it belongs to the weights and is kept in a run's `model/` folder.
+
+    Attributes:
+        size: the side of the square picture in pixels; None takes pictures as they are (all of one size).
+        mean, std: of pixel values in 0 … 1, one a channel or one for all: the model sees `(x/255 - mean) / std`.
+        interpolation: `bicubic` or `bilinear`, antialiased.
+        crop: evaluation resizes the short side to `size / crop` and cuts out the centre.
+        channels: 1 or 3; None takes the data's.
+    """
+
+    size: int | None = None
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    interpolation: str = 'bicubic'
+    crop: float = 1.0
+    channels: int | None = None
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [h, w, c] -> uint8 [size, size, channels]."""
+        if self.channels:
+            image = ops_image.to_channels(image, self.channels)
+        return ops_image.fit(image, self.size, self.crop, self.interpolation) if self.size else image
+
+    def normalise(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """B pictures of one size -> float32 [B, H, W, C]."""
+        shapes = {image.shape for image in images}
+        if len(shapes) > 1:
+            raise UserError(
+                f'pictures differ in size ({", ".join(map(str, sorted(shapes)[:3]))}): give config.preprocess.size.'
+            )
+        x = np.stack(images).astype(np.float32)
+        x *= np.float32(1 / 255) / np.asarray(self.std, np.float32)
+        x -= np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        return x
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainBatch:
+    """step -> batch of `batch_size` augmented examples."""
+
+    get: Callable[[int], dict]
+    labels: np.ndarray  # of the whole source split
+    index: np.ndarray  # the examples of it to train on
+    preprocess: Preprocess
+    augment: tuple
+    batch_size: int
+    seed: int
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epoch, place = np.divmod(position, len(self.index))
+        chosen = np.array([_permutation(self.seed, int(e), len(self.index))[p] for e, p in zip(epoch, place)])
+        index = self.index[chosen]  # [B]
+        examples = [self.example(int(e), int(i)) for e, i in zip(epoch, index)]
+        return _stack(examples, self.labels, index, self.preprocess)
+
+    def example(self, epoch: int, i: int) -> dict:
+        example = self.get(i)
+        if 'image' not in example or not self.augment:
+            return _fitted(example, self.preprocess)
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed << 32 | epoch, i], np.uint64)))
+        image = example['image']
+        if self.preprocess.channels:
+            image = ops_image.to_channels(image, self.preprocess.channels)
+        if not ops_image.takes_any_size(self.augment[0]):  # random_resized_crop cuts from the whole picture
+            image = self.preprocess.fit(image)
+        return {'image': ops_image.augment(rng, image, self.augment)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlainBatch:
+    """k -> the k-th batch of a pass in order, not augmented; the last one is filled up with rows of mask 0."""
+
+    get: Callable[[int], dict]
+    labels: np.ndarray
+    index: np.ndarray
+    preprocess: Preprocess
+    batch_size: int
+
+    def __call__(self, k: int) -> dict[str, np.ndarray]:
+        index = self.index[k * self.batch_size : (k + 1) * self.batch_size]
+        padding = self.batch_size - len(index)
+        mask = np.r_[np.ones(len(index), np.float32), np.zeros(padding, np.float32)]
+        index = np.r_[index, np.repeat(index[-1:], padding)]
+        batch = _stack([_fitted(self.get(int(i)), self.preprocess) for i in index], self.labels, index, self.preprocess)
+        return {**batch, 'mask': mask}
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // self.batch_size)
+
+
+def stream(batch: Callable[[int], dict], start: int, stop: int, threads: int, workers: int) -> Iterator[dict]:
+    """`batch(start)`, …, `batch(stop - 1)`, made ahead of time by threads or, if `workers`, by processes.
+
+    Decoding and resizing release the interpreter lock, so threads serve up to a few cores.
+    """
+    ds = grain.MapDataset.range(start, stop).map(batch)
+    ds = ds.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads if threads else 0))
+    if workers:
+        ds = ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(ds)
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(n)
+
+
+def _fitted(example: dict, preprocess: Preprocess) -> dict:
+    return {'image': preprocess.fit(example['image'])} if 'image' in example else example
+
+
+def _stack(examples: Sequence[dict], labels: np.ndarray, index: np.ndarray, preprocess: Preprocess) -> dict:
+    batch = {'label': labels[index], 'index': index.astype(np.int32)}
+    if 'image' in examples[0]:
+        return {'image': preprocess.normalise([e['image'] for e in examples]), **batch}
+    return {'features': np.stack([e['features'] for e in examples]), **batch}

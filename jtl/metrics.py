@@ -1,0 +1,66 @@
+"""The record of a run: one JSON object a line in `metrics.jsonl`; TensorBoard is an optional mirror."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from jtl.errors import UserError
+
+
+class Writer:
+    """Appends rows `{"step": …, "split": …, name: number, …}`."""
+
+    def __init__(self, folder: Path, from_step: int = 0, tensorboard: bool = False):
+        """Drops rows after `from_step`, which a run that was cut short will write again."""
+        self._path = folder / 'metrics.jsonl'
+        if self._path.exists():
+            kept = [row for row in read(self._path) if row['step'] <= from_step]
+            self._path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+        self._mirror = _tensorboard(folder) if tensorboard else None
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        with self._path.open('a') as f:
+            f.write(json.dumps(finite({'step': step, 'split': split, **values})) + '\n')
+        if self._mirror:
+            for name, value in values.items():
+                self._mirror.add_scalar(f'{split}/{name}', value, step)
+            self._mirror.flush()
+
+
+def read(path: Path) -> list[dict]:
+    """The rows written so far; a last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _tensorboard(folder: Path):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as e:
+        raise UserError("config.tensorboard needs tensorboardX: pip install 'jtl[tensorboard]'.") from e
+    return SummaryWriter(str(folder / 'tensorboard'))
+
+
+def scalars(values: Mapping) -> dict[str, float]:
+    """The entries that are single numbers."""
+    return {k: float(v) for k, v in values.items() if not getattr(v, 'ndim', 0)}
+
+
+def first_not_finite(values: Mapping[str, float]) -> str | None:
+    """The name of a NaN or infinite value, if there is one."""
+    return next((name for name, value in values.items() if not math.isfinite(value)), None)
+
+
+def finite(value):
+    """For JSON, which has no NaN: numbers that are not finite as None, throughout nested dicts and lists."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,73 @@
+"""From a config to the things it names: data, weights, method, optimiser. All checks that need no training are here."""
+
+import functools
+import json
+import math
+import sys
+from typing import NamedTuple
+
+from jtl import data, names, optim
+from jtl.config import Config, as_json
+from jtl.errors import UserError, check_kwargs
+from jtl.method import Method
+from jtl.models import build, preprocess
+from jtl.pretrained import load as pretrained
+
+
+class Plan(NamedTuple):
+    """A config made concrete, with everything in it checked."""
+
+    config: Config
+    data: data.Data
+    weights: pretrained.Pretrained | None
+    method: Method
+    optim: optim.Optim
+    rates: optim.Rates
+    steps: int
+    eval_every: int
+    save_every: int  # 0: never
+
+
+def make_plan(config: Config) -> Plan:
+    """Opens data and weights, builds model and method.
+
+    Raises:
+        UserError: whatever is wrong or does not fit together; unknown keys before anything is opened.
+    """
+    check_sections(config)
+    weights = pretrained.load(config.init) if config.init else None
+    known = weights.preprocess if weights else preprocess(config.model['name'])
+    wanted = data.Preprocess(**{**known, **config.preprocess})
+    loaded = data.load(**config.data, preprocess=wanted, batch_size=config.batch_size, seed=config.seed)
+    method = make_method(*_as_keys(config), len(loaded.classes))
+    steps = config.steps or max(math.ceil(config.epochs * loaded.sizes['train'] / config.batch_size), 1)
+    static, rates = optim.optimiser(steps, **config.optim)
+    if config.batch_size % static.accumulate:
+        raise UserError(f'config.batch_size: {config.batch_size} does not divide into {static.accumulate} equal parts.')
+    eval_every = config.eval_every or max(steps // 20, 1)
+    save_every = eval_every if config.checkpoint_every is None else config.checkpoint_every
+    return Plan(config, loaded, weights, method, static, rates, steps, eval_every, save_every)
+
+
+def check_sections(config: Config) -> None:
+    """Every key and name that can be checked without opening anything."""
+    check_kwargs(data.load, config.data, 'config.data', ignore=('preprocess', 'batch_size', 'seed'))
+    check_kwargs(data.Preprocess, config.preprocess, 'config.preprocess')
+    optim.optimiser(config.steps or sys.maxsize, **config.optim)
+    make_method(*_as_keys(config), 2)
+    for name in config.evals:
+        names.module('jtl.evals', name, f'config.evals: {name!r}')
+
+
+def _as_keys(config: Config) -> tuple[str, str]:
+    return json.dumps(as_json(config.model)), json.dumps(as_json(config.method))
+
+
+@functools.lru_cache(maxsize=32)
+def make_method(model: str, method: str, num_classes: int) -> Method:
+    """The method on its model. From JSON, so that equal configs share one Method, and with it its compiled steps."""
+    options = json.loads(method)
+    name = options.pop('name', 'supervised')
+    make = getattr(names.module('jtl.methods', name, f'config.method.name: {name!r}'), name)
+    check_kwargs(make, options, 'config.method', ignore=('model',))
+    return make(build(num_classes=num_classes, **json.loads(model)), **options)

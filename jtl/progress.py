@@ -1,0 +1,88 @@
+"""Where a run is and how fast it goes: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+import jax
+from tqdm import tqdm
+
+DELAY = 3.0  # seconds before a quiet run shows anything
+INTERVAL = 10.0  # seconds between plain lines
+
+
+class Progress:
+    """`with Progress(first, steps, quiet) as progress:` then `progress.step(step)` after each and `show(values)`."""
+
+    def __init__(self, first: int, steps: int, quiet: bool):
+        self._steps, self._said, self._began = steps, '', time.perf_counter()
+        self._first = first
+        self._next = self._began + (DELAY if quiet else 0)
+        terminal = sys.stderr.isatty()
+        self._bar = None
+        if terminal:
+            self._bar = tqdm(total=steps, initial=first, unit='step', leave=not quiet, delay=DELAY if quiet else 0)
+
+    def __enter__(self) -> 'Progress':
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, values: dict[str, float]) -> None:
+        """The latest metrics: loss and examples a second."""
+        self._said = f'loss {values["loss"]:.4f}, {values["examples_per_second"]:.0f} examples/s'
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._said, refresh=False)
+
+    def step(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+        elif self._said and time.perf_counter() >= self._next:
+            left = (time.perf_counter() - self._began) / (step - self._first) * (self._steps - step)
+            print(f'step {step}/{self._steps}: {self._said}, {_clock(left)} left', file=sys.stderr, flush=True)
+            self._next = time.perf_counter() + INTERVAL
+
+
+class Clock:
+    """Examples a second: waiting for data and stepping count, evaluating, saving and compiling do not."""
+
+    def __init__(self, batch_size: int, before: float):
+        self.batch_size, self.before = batch_size, before
+        self.compiling = 0.0
+        self.phases: set[int] = set()
+        self.window, self.run = [0, 0.0], [0, 0.0]  # steps, seconds
+        self.started = self.since = time.perf_counter()
+
+    def step(self, phase: int, wait_for: list) -> None:
+        """Ends a step. Lets the host be one step ahead of the device; the first step of a phase compiles."""
+        compiles = phase not in self.phases
+        jax.block_until_ready(wait_for[-1] if compiles else wait_for[0])
+        seconds = time.perf_counter() - self.since
+        if compiles:
+            self.phases.add(phase)
+            self.compiling += seconds
+            return
+        for total in (self.window, self.run):
+            total[0] += 1
+            total[1] += seconds
+
+    def resume(self) -> None:
+        self.since = time.perf_counter()
+
+    def rate(self, overall: bool = False) -> float:
+        """Examples a second since the last call, or of the whole session."""
+        steps, seconds = self.run if overall else self.window
+        if not overall:
+            self.window = [0, 0.0]
+        return steps * self.batch_size / seconds if seconds else 0.0
+
+    def total(self) -> float:
+        """Seconds of training, over all sessions."""
+        return self.before + time.perf_counter() - self.started
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'

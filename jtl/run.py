@@ -1,0 +1,166 @@
+"""A run's folder: what is written at the start and the end, and how a finished run is read back.
+
+config.json       the config with every default, version, commit, hardware, hashes of data and weights
+params.txt        a row a parameter: shape, multiplier, weight decay, where its value came from
+metrics.jsonl     a row a measurement
+result.json       the end
+checkpoints/      the newest and the best
+predictions.npz   index, label and logits of the test split
+model/model.json  architecture, class names, preprocessing: with a checkpoint, all that prediction needs
+report.html       the page, and its pictures as PNG
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jtl
+from jtl import checkpoint, tree
+from jtl.config import differences
+from jtl.errors import UserError
+
+PyTree = Any
+
+
+class Run(NamedTuple):
+    """A finished run, read back."""
+
+    path: Path
+    model: dict  # the `model` section of its config
+    method: dict  # the `method` section
+    classes: tuple[str, ...]
+    preprocess: dict  # fields of `jtl.data.Preprocess`
+    config: dict
+    params: PyTree  # of the selected checkpoint, averaged if the run averaged; nested dicts of host arrays
+    state: PyTree
+
+
+def read(path: str | Path) -> Run:
+    """Reads a finished run and verifies its selected checkpoint.
+
+    Raises:
+        UserError: not a run's folder, not finished, without checkpoints, or damaged.
+    """
+    path = Path(path)
+    if not (path / 'config.json').is_file():
+        raise UserError(f'{path}: not the folder of a run: it has no config.json.{_runs_nearby(path)}')
+    if not (path / 'result.json').is_file():
+        raise UserError(f'{path}: this run has not finished; the command that started it goes on with it.')
+    config, result, model = (_json(path / file) for file in ('config.json', 'result.json', 'model/model.json'))
+    step = result['step']
+    if step not in checkpoint.steps(path / 'checkpoints'):
+        raise UserError(
+            f'{path}: this run kept no checkpoint of step {step} (config.checkpoint_every = 0 writes none).'
+        )
+    parts, _ = checkpoint.load(path / 'checkpoints', step, ('params', 'state', 'ema'))
+    params = tree.unflatten({**tree.flatten(parts['params']), **tree.flatten(parts['ema'])})
+    model['classes'] = tuple(model['classes'])
+    return Run(path, **model, config=config['config'], params=params, state=parts['state'])
+
+
+def _runs_nearby(path: Path) -> str:
+    found = sorted(p.parent for p in path.glob('*/result.json')) if path.is_dir() else []
+    return f' Runs in it: {", ".join(map(str, found[:5]))}.' if found else ''
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f'{path}: cannot be read ({e}).') from e
+
+
+def record(config: dict, fingerprint: str, weights: str | None) -> dict:
+    """What `config.json` says: the config, and what else the outcome depends on."""
+    return {
+        'config': config,
+        'data': fingerprint,
+        'weights': weights,
+        'command': shlex.join(['python', '-m', 'jtl.main', *sys.argv[1:]]),
+        'version': jtl.__version__,
+        'commit': _commit(),
+        **_machine(),
+    }
+
+
+@functools.cache
+def _machine() -> dict:
+    device = jax.devices()[0]
+    versions = {m.__name__: m.__version__ for m in (jax, np, sys.modules['flax'], sys.modules['optax'])}
+    hardware = f'{jax.device_count()} × {device.device_kind}, {os.cpu_count()} cores {platform.machine()}'
+    return {'versions': {'python': platform.python_version(), **versions}, 'hardware': hardware}
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of the source tree that jtl runs from; None for an installed copy."""
+
+    def git(*args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(['git', '-C', str(Path(jtl.__file__).parent), *args], capture_output=True, text=True)
+
+    try:
+        if git('ls-files', '--error-unmatch', '__init__.py').returncode:
+            return None
+        return git('rev-parse', 'HEAD').stdout.strip() + ('-dirty' if git('status', '--porcelain').stdout else '')
+    except OSError:
+        return None
+
+
+def check(workdir: Path, new: dict) -> None:
+    """Refuses a folder that is not this run's.
+
+    Raises:
+        UserError: it holds a run of another config or of other data, naming what differs, or files that are no run's.
+    """
+    if not workdir.exists():
+        return
+    if not workdir.is_dir():
+        raise UserError(f'--workdir {workdir}: is a file, not a folder.')
+    if not (workdir / 'config.json').exists():
+        if any(workdir.iterdir()):
+            raise UserError(f'--workdir {workdir}: is not empty and not the folder of a run; name a new one.')
+        return
+    old = _json(workdir / 'config.json')
+    changed = differences(old.get('config', {}), new['config'])
+    changed += [f'the {key} behind it' for key in ('data', 'weights') if old.get(key) != new[key]]
+    if changed:
+        raise UserError(
+            f'--workdir {workdir}: holds a run with another config; it differs in {"; ".join(changed)}. '
+            'Name another --workdir, or delete this one.'
+        )
+
+
+def write_start(workdir: Path, record: dict, model: dict, params_table: str) -> None:
+    """The files that a run starts with; `config.json` last, since it makes the folder a run's."""
+    (workdir / 'model').mkdir(parents=True, exist_ok=True)
+    write_json(workdir / 'model' / 'model.json', model)
+    (workdir / 'params.txt').write_text(params_table)
+    write_json(workdir / 'config.json', record)
+
+
+def write_json(path: Path, value: Mapping) -> None:
+    """Whole or not at all."""
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + '\n')
+    temporary.replace(path)
+
+
+def model_record(config: Mapping, classes: tuple[str, ...], preprocess: Any) -> dict:
+    """What `model/model.json` says."""
+    return {
+        'model': config['model'],
+        'method': config['method'],
+        'classes': classes,
+        'preprocess': dataclasses.asdict(preprocess),
+    }

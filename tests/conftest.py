@@ -1,0 +1,25 @@
+"""What every test gets: the CPU, no windows, and a TFDS folder of its own instead of the user's."""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['MPLBACKEND'] = 'Agg'
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope='session', autouse=True)
+def tfds_data_dir(tmp_path_factory):
+    """One folder for the session, so that the bundled data is prepared once; pytest-xdist's workers share it."""
+    base = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        base = base.parent
+    folder = base / 'tensorflow_datasets'
+    folder.mkdir(exist_ok=True)
+    before = os.environ.get('TFDS_DATA_DIR')
+    os.environ['TFDS_DATA_DIR'] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ['TFDS_DATA_DIR']
+    else:
+        os.environ['TFDS_DATA_DIR'] = before

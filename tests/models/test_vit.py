@@ -1,0 +1,149 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jtl import tree
+from jtl.errors import UserError
+from jtl.models import build
+
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
+
+IMAGES = jax.random.normal(jax.random.key(1), (3, 8, 12, 2))
+
+
+@pytest.mark.parametrize(
+    'name, expected',  # timm, 1000 classes at 224
+    [('vit_ti16', 5_717_416), ('vit_s16', 22_050_664), ('vit_b16', 86_567_656), ('vit_l16', 304_326_632)],
+)
+def test_vit_parameter_count(name, expected):
+    model = build(name, 1000)
+    batch = {'image': jnp.zeros((1, 224, 224, 3))}
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=False))
+    assert tree.count(variables['params']) == expected
+
+
+def tiny(**kwargs):
+    """Two blocks with random parameters, biases and scales included."""
+    model = build('vit', 5, **{'patch': 4, 'width': 12, 'depth': 2, 'heads': 3, 'mlp_ratio': 2, **kwargs})
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), {'image': IMAGES}, train=False))
+    rng = np.random.default_rng(0)
+    draw = lambda path, leaf: np.float32(path.endswith('scale') + 0.3 * rng.normal(size=leaf.shape))
+    return model, tree.map_paths(draw, variables)
+
+
+@functools.partial(jit, static_argnames=('model', 'train'))
+def features_of(model, variables, images=IMAGES, train=False, seed=0):
+    rngs = {'dropout': jax.random.key(seed)}
+    return model.apply(variables, {'image': images}, train, method='features', rngs=rngs)
+
+
+def test_vit_parameter_names():
+    _, variables = tiny()
+    params = {path: leaf.shape for path, leaf in tree.flatten(variables['params']['backbone']).items()}
+    assert params['patch/kernel'] == (4, 4, 2, 12)
+    assert params['class_token'] == (1, 1, 12)
+    assert params['position'] == (1, 7, 12)  # 8×12 pixels in patches of 4: 2 · 3 + 1 tokens
+    for name in ('query', 'key', 'value', 'out'):
+        assert params[f'block1/attn/{name}/kernel'] == (12, 12)
+    assert params['block0/mlp/fc1/kernel'] == (12, 24) and params['block0/mlp/fc2/kernel'] == (24, 12)
+    expected = {'patch', 'class_token', 'position', 'block0', 'block1', 'norm'}
+    assert {path.split('/')[0] for path in params} == expected
+    assert params['block0/norm1/scale'] == params['block0/norm2/bias'] == params['norm/scale'] == (12,)
+
+
+def vit_reference(params, images, patch, heads, pool):
+    """The forward pass in float64, written with loops over patches and heads."""
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    norm = lambda x, q: (
+        (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * q['scale'] + q['bias']
+    )
+    linear = lambda x, q: x @ q['kernel'] + q['bias']
+    gelu = lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    features = []
+    for image in np.asarray(images, np.float64):
+        rows, columns = image.shape[0] // patch, image.shape[1] // patch
+        tokens = [p['class_token'][0, 0]]
+        for i in range(rows):
+            for j in range(columns):
+                pixels = image[i * patch : (i + 1) * patch, j * patch : (j + 1) * patch]
+                tokens.append(np.einsum('hwc,hwcd->d', pixels, p['patch']['kernel']) + p['patch']['bias'])
+        z = np.stack(tokens) + p['position'][0]
+        for block in ('block0', 'block1'):
+            q = p[block]
+            y = norm(z, q['norm1'])
+            query, key, value = (np.split(linear(y, q['attn'][n]), heads, -1) for n in ('query', 'key', 'value'))
+            mixed = []
+            for n in range(heads):
+                weights = np.exp(query[n] @ key[n].T / math.sqrt(query[n].shape[-1]))
+                mixed.append(weights / weights.sum(-1, keepdims=True) @ value[n])
+            z = z + linear(np.concatenate(mixed, -1), q['attn']['out'])
+            z = z + linear(gelu(linear(norm(z, q['norm2']), q['mlp']['fc1'])), q['mlp']['fc2'])
+        z = norm(z, p['norm'])
+        features.append(z[0] if pool == 'token' else z[1:].mean(0))
+    return np.stack(features)
+
+
+@pytest.mark.parametrize('pool', ['token', 'mean'])
+def test_vit_equals_numpy(pool):
+    model, variables = tiny(pool=pool)
+    features = features_of(model, variables)
+    expected = vit_reference(variables['params']['backbone'], IMAGES, 4, 3, pool)
+    np.testing.assert_allclose(features, expected, atol=2e-5)
+    assert np.abs(expected).max() > 0.3  # and it is not nothing
+
+
+def test_vit_pools_have_the_same_parameters():
+    shapes = lambda variables: jax.tree.map(jnp.shape, variables)
+    assert shapes(tiny(pool='token')[1]) == shapes(tiny(pool='mean')[1])
+
+
+def test_vit_drop_path_grows_from_the_first_block_to_the_last():
+    """Rate 0 at block 0 and 1 at block 1: in training, the features of a network that ends after block 0."""
+    model, variables = tiny(drop_path=1.0)
+    short = build('vit', 5, patch=4, width=12, depth=1, heads=3, mlp_ratio=2)
+    backbone = {key: value for key, value in variables['params']['backbone'].items() if key != 'block1'}
+    expected = features_of(short, {'params': {'backbone': backbone}})
+    trained = features_of(model, variables, train=True)
+    np.testing.assert_array_equal(trained, expected)
+    evaluated = features_of(model, variables)
+    assert jnp.abs(evaluated - expected).max() > 0.1
+
+
+def test_vit_drop_path_drops_whole_examples_and_rescales():
+    """With rate 1/2 at the last of two blocks, an image loses both, one or none of that block's branches."""
+    model, variables = tiny(drop_path=0.5)
+    images = jnp.tile(IMAGES[:1], (64, 1, 1, 1))
+    features = features_of(model, variables, images, train=True)
+    assert len(np.unique(np.asarray(features).round(4), axis=0)) == 4  # attention dropped or not × MLP dropped or not
+
+
+def test_vit_dropout_acts_in_training_only():
+    model, variables = tiny(dropout=0.5)
+    run = lambda train, seed: features_of(model, variables, train=train, seed=seed)
+    np.testing.assert_array_equal(run(False, 0), run(False, 1))
+    np.testing.assert_array_equal(run(True, 0), run(True, 0))
+    assert (run(True, 0) != run(True, 1)).any()
+
+
+def test_vit_image_of_broken_patches_names_both_and_the_nearest():
+    model = build('vit_ti16', 10)
+    init = lambda size: jax.eval_shape(
+        lambda: model.init(jax.random.key(0), {'image': jnp.zeros((1, *size, 3))}, train=False)
+    )
+    with pytest.raises(UserError, match='225×225 pixels are not whole patches of 16×16: use 224×224 or 240×240'):
+        init((225, 225))
+    with pytest.raises(UserError, match='32×40 pixels .* use 32×32 or 32×48'):
+        init((32, 40))
+    with pytest.raises(UserError, match='8×8 pixels .* use 16×16[.]'):
+        init((8, 8))
+    init((32, 48))
+
+
+def test_vit_image_of_another_size_than_the_position_embedding():
+    model, variables = tiny()
+    with pytest.raises(UserError, match='images of 4 patches, but backbone/position was made for 6'):
+        model.apply(variables, {'image': IMAGES[:, :, :8]}, train=False)
