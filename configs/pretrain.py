@@ -13,7 +13,7 @@ def get_config(arg=None):
     config = ConfigDict()
     config.data = {
         'name': arg or 'tfds:cifar100',
-        'augment': (('random_resized_crop', 32, (0.35, 1.0)), 'flip'),
+        'augment': (('random_resized_crop', (0.35, 1.0)), 'flip'),
     }
     config.model = {'name': 'resnet20'}
     config.preprocess = {'size': 32}

@@ -20,7 +20,8 @@ class Config:
 
     Attributes:
         data: keyword arguments of `jtl.data.load`; `name` is the URI.
-        model: `name`, and keyword arguments of `jtl.models.build` and of the model's own file.
+        model: `name`, and keyword arguments of `jtl.models.build` and of the model's own file; left out, the model
+            that `init` is of.
         batch_size: examples a step.
         steps, epochs: the length of training, one or the other.
         seed: of initialisation, order, augmentation, dropout, and of which few labels are drawn.
@@ -43,7 +44,7 @@ class Config:
     """
 
     data: Mapping[str, Any]
-    model: Mapping[str, Any]
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_size: int = 128
     steps: int | None = None
     epochs: float | None = None
@@ -80,10 +81,10 @@ def parse(config: Mapping | ConfigDict) -> Config:
     for field in dataclasses.fields(Config):
         if field.name in values:
             _check_type(f'config.{field.name}', values[field.name], field.type)
-    for section in ('data', 'model'):
-        if 'name' not in values[section]:
-            raise UserError(f'missing key config.{section}.name.')
     parsed = Config(**values)
+    for section, needed in (('data', True), ('model', parsed.model or not parsed.init)):
+        if needed and 'name' not in getattr(parsed, section):
+            raise UserError(f'missing key config.{section}.name.')
     if (parsed.steps is None) == (parsed.epochs is None):
         raise UserError('config: give one of config.steps and config.epochs.')
     if parsed.phases and 'rules' in values:

@@ -326,5 +326,6 @@ def carry(opt_state: PyTree, fresh: PyTree) -> PyTree:
     groups = {}
     for group, inner in fresh.inner_states.items():
         since = group.split(':')[0]
-        groups[group] = tree.map_paths(lambda path, leaf, since=since: old.get((since, path), leaf), inner)
+        # copies, since one old count may go to several groups, and a buffer can be donated but once
+        groups[group] = tree.map_paths(lambda path, leaf, since=since: jnp.copy(old.get((since, path), leaf)), inner)
     return fresh._replace(inner_states=groups)

@@ -1,5 +1,6 @@
 """From a config to the things it names: data, weights, method, optimiser. All checks that need no training are here."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -34,8 +35,12 @@ def make_plan(config: Config) -> Plan:
     Raises:
         UserError: whatever is wrong or does not fit together; unknown keys before anything is opened.
     """
-    check_sections(config)
+    if config.model:
+        check_sections(config)
     weights = pretrained.load(config.init) if config.init else None
+    if not config.model:
+        config = dataclasses.replace(config, model=weights.model)
+        check_sections(config)
     known = weights.preprocess if weights else preprocess(config.model['name'])
     wanted = data.Preprocess(**{**known, **config.preprocess})
     loaded = data.load(**config.data, preprocess=wanted, batch_size=config.batch_size, seed=config.seed)

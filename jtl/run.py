@@ -40,6 +40,7 @@ class Run(NamedTuple):
     model: dict  # the `model` section of its config
     method: dict  # the `method` section
     classes: tuple[str, ...]
+    multi_label: bool
     preprocess: dict  # fields of `jtl.data.Preprocess`
     config: dict
     params: PyTree  # of the selected checkpoint, averaged if the run averaged; nested dicts of host arrays
@@ -156,11 +157,12 @@ def write_json(path: Path, value: Mapping) -> None:
     temporary.replace(path)
 
 
-def model_record(config: Mapping, classes: tuple[str, ...], preprocess: Any) -> dict:
+def model_record(config: Mapping, data: Any) -> dict:
     """What `model/model.json` says."""
     return {
         'model': config['model'],
         'method': config['method'],
-        'classes': classes,
-        'preprocess': dataclasses.asdict(preprocess),
+        'classes': data.classes,
+        'multi_label': data.multi_label,
+        'preprocess': dataclasses.asdict(data.preprocess),
     }

@@ -31,6 +31,7 @@ class Data(NamedTuple):
         sizes: number of examples by split: `train`, and `val` and `test` where they exist.
         preprocess: with size and channels filled in.
         fingerprint: a hash of the classes, all labels, which examples are where, and the pixels of 256 of them.
+        multi_label: whether a label is K zeros and ones instead of one number.
         majority: the share that the commonest training class has of each split, for single labels.
         train: `(start, stop)` -> an iterator of the training batches of the steps `start` … `stop - 1`.
         plain: split -> an iterator of one pass in order, not augmented, padded with rows of mask 0.
@@ -41,6 +42,7 @@ class Data(NamedTuple):
     sizes: dict[str, int]
     preprocess: Preprocess
     fingerprint: str
+    multi_label: bool
     majority: dict[str, float]
     train: Callable[[int, int], Iterator[dict]]
     plain: Callable[[str], Iterator[dict]]
@@ -84,7 +86,7 @@ def load(
     if batch_size < 1:
         raise UserError(f'config.batch_size: {batch_size} should be at least 1.')
     augment = tuple(op if isinstance(op, str) else tuple(op) for op in augment)
-    ops_image.check_ops(augment)
+    ops_image.check_ops(augment, preprocess.size)
     source = open_source(name, _stamp(name), cache_mb << 20)
     if augment and source.channels is None:
         raise UserError(f'config.data.augment: {name} holds features, not pictures.')
@@ -116,6 +118,7 @@ def load(
         sizes={split: len(index) for split, (_, index) in parts.items()},
         preprocess=preprocess,
         fingerprint=_fingerprint(source, parts),
+        multi_label=source.splits['train'].labels.ndim > 1,
         majority=_majority(source, parts),
         train=train,
         plain=plain,

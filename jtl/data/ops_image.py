@@ -160,10 +160,15 @@ def random_erasing(
 _OPS = {op.__name__: op for op in (random_resized_crop, pad_crop, flip, color_jitter, random_erasing)}
 
 
-def augment(rng: np.random.Generator, image: np.ndarray, ops: tuple) -> np.ndarray:
-    """Apply `ops`, names or (name, *args), one after the other. Check them once with `check_ops` before."""
+def augment(rng: np.random.Generator, image: np.ndarray, ops: tuple, size: int | None = None) -> np.ndarray:
+    """Apply `ops`, names or (name, *args), one after the other; check them once with `check_ops` before.
+
+    Args:
+        size: the side of the model's pictures, which operations that make a picture of a given size are told.
+    """
     for op in ops:
-        image = _OPS[op](rng, image) if isinstance(op, str) else _OPS[op[0]](rng, image, *op[1:])
+        name, *args = (op,) if isinstance(op, str) else op
+        image = _OPS[name](rng, image, *([size] if takes_any_size(op) else []), *args)
     return image
 
 
@@ -172,16 +177,19 @@ def takes_any_size(op: str | tuple) -> bool:
     return (op if isinstance(op, str) else op[0]) == 'random_resized_crop'
 
 
-def check_ops(ops: tuple) -> None:
+def check_ops(ops: tuple, size: int | None = None) -> None:
     """Refuse what `augment` would fail on: an unknown name, a wrong number of arguments, arguments of no use."""
     for op in ops:
         name, *args = (op,) if isinstance(op, str) else op
         if name not in _OPS:
             raise UserError(f'unknown image operation {name!r}: {nearest(str(name), _OPS)}')
-        usage = [str(p) for p in list(inspect.signature(_OPS[name]).parameters.values())[2:]]
+        if takes_any_size(op) and size is None:
+            raise UserError(
+                f'image operation {name!r} needs the size of the model’s pictures: give config.preprocess.size.'
+            )
+        usage = [str(p) for p in list(inspect.signature(_OPS[name]).parameters.values())[2 + takes_any_size(op) :]]
         try:
-            inspect.signature(_OPS[name]).bind(None, None, *args)
-            _OPS[name](np.random.default_rng(0), np.zeros((64, 64, 3), np.uint8), *args)
+            augment(np.random.default_rng(0), np.zeros((64, 64, 3), np.uint8), (op,), size)
         except (TypeError, ValueError) as e:
             raise UserError(f'image operation {op!r}: {e}. Usage: ({", ".join([repr(name), *usage])}).') from e
 

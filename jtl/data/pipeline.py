@@ -106,7 +106,7 @@ class TrainBatch:
             image = ops_image.to_channels(image, self.preprocess.channels)
         if not ops_image.takes_any_size(self.augment[0]):  # random_resized_crop cuts from the whole picture
             image = self.preprocess.fit(image)
-        return {'image': ops_image.augment(rng, image, self.augment)}
+        return {'image': ops_image.augment(rng, image, self.augment, self.preprocess.size)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ class Pretrained(NamedTuple):
     """Weights as they were read, and what must stay with them."""
 
     uri: str
+    model: dict
     params: PyTree
     state: PyTree
     classes: tuple[str, ...]
@@ -45,7 +46,9 @@ def _load_run(uri: str, stamp: int) -> Pretrained:
     digest = hashlib.sha256()
     for path, leaf in sorted(tree.flatten((source.params, source.state)).items()):
         digest.update(path.encode() + np.ascontiguousarray(leaf).tobytes())
-    return Pretrained(uri, source.params, source.state, source.classes, source.preprocess, digest.hexdigest()[:16])
+    return Pretrained(
+        uri, source.model, source.params, source.state, source.classes, source.preprocess, digest.hexdigest()[:16]
+    )
 
 
 def into(

@@ -9,7 +9,7 @@ from jtl.errors import UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 ALL = (
-    ('random_resized_crop', 16),
+    'random_resized_crop',
     ('pad_crop', 2),
     'flip',
     ('color_jitter', 0.4, 0.4, 0.4, 0.1),
@@ -162,10 +162,10 @@ def test_random_erasing_paints_one_box():
 def test_ops_are_seeded_and_leave_their_input_alone(op, channels):
     image = IMAGE[..., :channels].copy()
     image.flags.writeable = False
-    first, second = (ops.augment(np.random.default_rng(3), image, (op,)) for _ in range(2))
+    first, second = (ops.augment(np.random.default_rng(3), image, (op,), 16) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert first.dtype == np.uint8 and first.ndim == 3 and first.shape[-1] == channels
-    different = [ops.augment(np.random.default_rng(seed), image, (op,)) for seed in range(8)]
+    different = [ops.augment(np.random.default_rng(seed), image, (op,), 16) for seed in range(8)]
     assert any(not np.array_equal(first, other) for other in different)
 
 
@@ -179,8 +179,8 @@ def test_augment_applies_in_order():
 
 
 def test_check_ops_accepts_good_ones():
-    ops.check_ops(ALL)
-    ops.check_ops(('flip', ['pad_crop', 4], ('random_resized_crop', 32, (0.2, 1.0))))
+    ops.check_ops(ALL, 16)
+    ops.check_ops(('flip', ['pad_crop', 4], ('random_resized_crop', (0.2, 1.0))), 32)
 
 
 @pytest.mark.parametrize(
@@ -189,18 +189,23 @@ def test_check_ops_accepts_good_ones():
         ('flipp', "unknown image operation 'flipp': did you mean 'flip'"),
         (('fit', 3), "unknown image operation 'fit'"),
         (
-            'random_resized_crop',
-            r"missing a required argument: 'size'. Usage: \('random_resized_crop', size: int, scale",
+            ('random_resized_crop', (0.2, 1.0), (1.0, 1.0), 3),
+            r"too many positional arguments. Usage: \('random_resized_crop', scale",
         ),
         (('pad_crop', 4, 5), 'too many positional arguments'),
         (('pad_crop', '4'), r"image operation \('pad_crop', '4'\)"),
         (('color_jitter', 0.4, 0.4, 0.4, 0.7), r'hue is in \[0, 0.5\]'),
-        (('random_resized_crop', 0), 'image operation'),
+        (('random_resized_crop', 0.5), 'image operation'),
     ],
 )
 def test_check_ops_refuses(op, message):
     with pytest.raises(UserError, match=message):
-        ops.check_ops((op,))
+        ops.check_ops((op,), 32)
+
+
+def test_check_ops_needs_a_size_to_crop_to():
+    with pytest.raises(UserError, match='give config.preprocess.size'):
+        ops.check_ops(('random_resized_crop',))
 
 
 def test_takes_any_size():

@@ -1,0 +1,123 @@
+"""`jtl eval RUN` and `jtl predict RUN FILE…`: a finished run at work. They need the run's folder alone."""
+
+import argparse
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jtl import evals, metrics, run
+from jtl.data import Data, Preprocess, load
+from jtl.data.source import decode_image
+from jtl.errors import UserError, nearest
+from jtl.plan import make_method
+
+BATCH = 64
+
+
+def predictor(fitted: run.Run) -> Callable[[dict], dict]:
+    """batch -> outputs, compiled, with the run's parameters."""
+    method = make_method(json.dumps(fitted.model), json.dumps(fitted.method), len(fitted.classes))
+    return functools.partial(jax.jit(method.predict), *jax.device_put((fitted.params, fitted.state)))
+
+
+# jtl eval
+
+
+def eval_main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='jtl eval', description='Evaluate a finished run.')
+    parser.add_argument('run', metavar='RUN', help="the run's folder")
+    parser.add_argument('--data', metavar='URI', help='other data with the same classes, e.g. folder:PATH, all of it')
+    parser.add_argument('--split', help='of the data (default: test, else val, else all there is)')
+    parser.add_argument('--json', action='store_true', help='print all values as JSON')
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    args = parser.parse_args(arguments)
+    split, values = evaluate(run.read(args.run), args.data, args.split)
+    if args.json:
+        print(json.dumps(metrics.finite({'split': split, **{k: np.asarray(v).tolist() for k, v in values.items()}})))
+    else:
+        width = max(map(len, metrics.scalars(values)))
+        print(f'{args.run} on {args.data or "its own data"}, split {split}:')
+        print('\n'.join(f'  {name:{width}}  {value:.4f}' for name, value in metrics.scalars(values).items()))
+    return 0
+
+
+def evaluate(fitted: run.Run, uri: str | None = None, split: str | None = None) -> tuple[str, dict]:
+    """`(split, values by name)` of a run on its own data, or on `uri`, whose classes must be among the run's.
+
+    Of data without a test and a validation split, all examples are used.
+    """
+    options = {'name': uri, 'val': 0.0, 'test': 0.0} if uri else {**fitted.config['data'], 'augment': ()}
+    preprocess = Preprocess(**fitted.preprocess)
+    data = load(**options, preprocess=preprocess, batch_size=BATCH, seed=fitted.config['seed'])
+    split = split or next(name for name in ('test', 'val', 'train') if name in data.sizes)
+    if split not in data.sizes:
+        raise UserError(f'--split {split}: {options["name"]} has no such split; {nearest(split, data.sizes)}')
+    batches = functools.partial(_relabelled, data, split, fitted.classes)
+    values, _ = evals.measure(fitted.config['evals'], predictor(fitted), batches, fitted.classes)
+    return split, values
+
+
+def _relabelled(data: Data, split: str, classes: tuple[str, ...]) -> Iterator[dict]:
+    """The batches of a split, with labels as numbers among the run's classes."""
+    for name in data.classes:
+        if name not in classes:
+            raise UserError(f'class {name!r} of the data is not one that the run knows; {nearest(name, classes)}')
+    position = np.array([classes.index(name) for name in data.classes])
+    for batch in data.plain(split):
+        label = batch['label']
+        if label.ndim == 1:
+            label = position[label].astype(np.int32)
+        else:
+            label = np.zeros((len(label), len(classes)), np.float32)
+            label[:, position] = batch['label']
+        yield {**batch, 'label': label}
+
+
+# jtl predict
+
+
+def predict_main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='jtl predict', description='The classes of pictures, by a finished run.')
+    parser.add_argument('run', metavar='RUN', help="the run's folder")
+    parser.add_argument('files', metavar='FILE', nargs='+', help='pictures')
+    parser.add_argument('--top', type=int, default=3, help='how many classes to name (default: 3)')
+    parser.add_argument('--json', action='store_true', help='print a JSON object a line')
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    args = parser.parse_args(arguments)
+    fitted = run.read(args.run)
+    if args.top < 1:
+        raise UserError(f'--top {args.top}: should be at least 1.')
+    for file, probabilities in zip(args.files, probabilities_of(fitted, args.files)):
+        order = np.argsort(-probabilities)[: args.top]
+        named = {fitted.classes[k]: float(probabilities[k]) for k in order}
+        if args.json:
+            print(json.dumps({'file': file, 'classes': named}))
+        else:
+            print(f'{file}: ' + ', '.join(f'{name} {100 * p:.1f} %' for name, p in named.items()))
+    return 0
+
+
+def probabilities_of(fitted: run.Run, files: Sequence[str]) -> np.ndarray:
+    """Probabilities of the classes for each picture, [N, K]: softmax, or sigmoid if the run was multi-label."""
+    if fitted.preprocess['channels'] is None:
+        raise UserError(f'{fitted.path}: this run works on features, not pictures; use jtl eval --data=npz:… or csv:….')
+    preprocess = Preprocess(**fitted.preprocess)
+    pictures = [preprocess.fit(_read(file, preprocess.channels)) for file in files]  # all of them, before any work
+    predict = predictor(fitted)
+    rows = []
+    for i in range(0, len(pictures), BATCH):
+        part = pictures[i : i + BATCH]
+        padded = part + [part[-1]] * (min(BATCH, len(pictures)) - len(part))  # one shape, one compilation
+        logits = np.asarray(predict({'image': preprocess.normalise(padded)})['logits'])[: len(part)]
+        rows.append(jax.nn.sigmoid(logits) if fitted.multi_label else jax.nn.softmax(logits))
+    return np.concatenate(rows)
+
+
+def _read(file: str, channels: int) -> np.ndarray:
+    if not Path(file).is_file():
+        raise UserError(f'{file}: no such file.')
+    return decode_image(Path(file).read_bytes(), file, channels)
