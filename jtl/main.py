@@ -54,7 +54,7 @@ def _main(argv: list[str]) -> int:
         else:
             print(sweep.outcome(workdir, train(config, workdir, stop=stop)))
     except Stopped as e:
-        print(f'Saved and {e}; the same command with --workdir={workdir} goes on from there.')
+        print(f'{workdir}: {e}. The same command with --workdir={workdir} goes on.')
     return 0
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtl import checkpoint, describe, evals, metrics, optim, report, run
-from jtl.config import as_json, parse
+from jtl.config import Config, as_json, parse
 from jtl.errors import UserError, nearest
 from jtl.method import Method
 from jtl.models import norm
@@ -217,11 +217,12 @@ def fit(
 ) -> tuple[TrainState, Host, dict]:
     """Steps until the end, until patience runs out, or until asked to stop."""
     config, first = plan.config, int(ts.step)
+    end = first if exhausted(host, config) else plan.steps  # a run killed after its last step has none to make
     writer = checkpoint.Writer(workdir / 'checkpoints')
     log = metrics.Writer(workdir, first, config.tensorboard)
     clock = Clock(config.batch_size, host.seconds)
     with Progress(first, plan.steps, quiet) as progress:
-        for step, batch in enumerate(plan.data.train(first, plan.steps), first + 1):
+        for step, batch in enumerate(plan.data.train(first, end), first + 1):
             phase = optim.phase_at(phases, step - 1)
             if phase != host.phase:
                 ts, host.phase = enter(plan, ts, phases[phase]), phase
@@ -244,16 +245,17 @@ def fit(
                 values, _ = evaluate(plan, ts, 'val')
                 log.write(step, 'val', metrics.scalars(values))
                 saving |= improves(host, config.select, values, step)
-            exhausted = config.patience is not None and host.waited >= config.patience
-            if plan.save_every and (saving or exhausted):
+            last |= exhausted(host, config)
+            if plan.save_every and (saving or last):
                 host.seconds = clock.total()
                 save(writer, ts, host, step)
             progress.step(step)
-            if last or exhausted:
+            if last:
                 break
             if asked:
                 writer.wait()
-                raise Stopped(f'stopped after step {step} of {plan.steps}')
+                kept = 'saved' if plan.save_every else 'not saved, since config.checkpoint_every is 0'
+                raise Stopped(f'stopped after step {step} of {plan.steps}, {kept}')
             clock.resume()
     writer.wait()
     speed = {'examples_per_second': clock.rate(overall=True), 'compile_seconds': clock.compiling}
@@ -294,6 +296,11 @@ def improves(host: Host, select: str | None, values: Mapping, step: int) -> bool
         host.best_step, host.best_value = step, value
     host.waited = 0 if better else host.waited + 1
     return better
+
+
+def exhausted(host: Host, config: Config) -> bool:
+    """Whether patience has run out."""
+    return config.patience is not None and host.waited >= config.patience
 
 
 def evaluate(plan: Plan, ts: TrainState, split: str, batches: int | None = None) -> tuple[dict, dict]:

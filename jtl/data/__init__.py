@@ -61,6 +61,7 @@ def load(
     split_seed: int = 0,
     labels_per_class: int | None = None,
     augment: tuple = (),
+    eval_batch_size: int | None = None,
     threads: int | None = None,
     workers: int = 0,
     cache_mb: int = 1024,
@@ -70,10 +71,11 @@ def load(
     Args:
         name: the URI.
         preprocess: what the model expects of a picture.
-        batch_size: examples a step; also of evaluation batches.
+        batch_size: examples a step.
         seed: the run's: draws the few labels, the order and the augmentation.
         val, test, order, split_seed, labels_per_class: see `jtl.data.splits.divide`.
         augment: image operations for training, in order, by name or as `(name, argument, …)`; see `ops_image`.
+        eval_batch_size: examples a batch when evaluating; None is `batch_size`.
         threads: that decode and augment ahead of the step; None is one a core, and none at all when every example is
             in memory and nothing is augmented.
         workers: processes that do it instead, for many cores.
@@ -83,8 +85,9 @@ def load(
     Raises:
         UserError: whatever is wrong, naming the file, the class or the key.
     """
-    if batch_size < 1:
-        raise UserError(f'config.batch_size: {batch_size} should be at least 1.')
+    for key, size in (('batch_size', batch_size), ('data.eval_batch_size', eval_batch_size)):
+        if size is not None and size < 1:
+            raise UserError(f'config.{key}: {size} should be at least 1.')
     augment = tuple(op if isinstance(op, str) else tuple(op) for op in augment)
     ops_image.check_ops(augment, preprocess.size)
     source = open_source(name, _stamp(name), cache_mb << 20)
@@ -107,7 +110,7 @@ def load(
         return stream(make, start, stop, threads, workers)
 
     def plain(split: str) -> Iterator[dict]:
-        make = PlainBatch(*of(split), preprocess, batch_size)
+        make = PlainBatch(*of(split), preprocess, eval_batch_size or batch_size)
         return stream(make, 0, len(make), threads, 0)
 
     def picture(split: str, index: int) -> np.ndarray | None:

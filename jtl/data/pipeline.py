@@ -76,7 +76,7 @@ class Preprocess:
         return x
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)  # grain prints what it maps, and these hold arrays
 class TrainBatch:
     """step -> batch of `batch_size` augmented examples."""
 
@@ -109,7 +109,7 @@ class TrainBatch:
         return {'image': ops_image.augment(rng, image, self.augment, self.preprocess.size)}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)  # grain prints what it maps, and these hold arrays
 class PlainBatch:
     """k -> the k-th batch of a pass in order, not augmented; the last one is filled up with rows of mask 0."""
 
