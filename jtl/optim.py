@@ -290,7 +290,7 @@ def transform(phase: Phase, params: PyTree, optim: Optim, lr: Any, weight_decay:
 
 def update(grads, opt_state, params, phase: Phase, optim: Optim, rates: Rates, step) -> tuple[PyTree, PyTree, dict]:
     """Gradients of the trained leaves -> `(params, opt_state, metrics)`; frozen leaves pass through untouched."""
-    norm = optax.global_norm(grads)  # of the trained leaves alone: frozen ones have no gradient
+    norm = global_norm(grads)  # of the trained leaves alone: frozen ones have no gradient
     if optim.clip is not None:
         grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, optim.clip / (norm + 1e-12)), grads)
     lr = rate(step, optim, rates)
@@ -300,6 +300,11 @@ def update(grads, opt_state, params, phase: Phase, optim: Optim, rates: Rates, s
     trained, _ = split(moved, phase)
     _, frozen = split(params, phase)  # not params + 0, which would turn -0.0 into 0.0
     return merge(trained, frozen), opt_state, {'grad_norm': norm, 'lr': lr}
+
+
+def global_norm(grads: PyTree) -> jax.Array:
+    """√ Σ g², over all leaves."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
 
 
 def average(ema: PyTree, params: PyTree, phase: Phase, decay: float, step: jax.Array) -> PyTree:
