@@ -154,6 +154,18 @@ def compile_predict(method: Method) -> Callable:
     return jax.jit(method.predict)
 
 
+@functools.lru_cache(maxsize=64)
+def compile_slots(phase: optim.Phase, static: optim.Optim) -> Callable:
+    """params -> fresh `(opt_state, ema)` of a phase."""
+
+    def slots(params: PyTree) -> tuple[PyTree, PyTree]:
+        opt_state = optim.transform(phase, params, static, 0.0, 0.0).init(params)
+        ema = jax.tree.map(jnp.copy, optim.split(params, phase)[0]) if static.ema else ()
+        return opt_state, ema
+
+    return jax.jit(slots)
+
+
 # Start and resume.
 
 
@@ -167,7 +179,7 @@ def start(plan: Plan) -> tuple[TrainState, tuple[optim.Phase, ...], str]:
     params, state = plan.method.prepare(params, state, plan.data.plain('train'), rng_prepare)
     params, state = jax.device_put((params, state))
     phases = optim.make_phases(params, plan.config.rule_phases, plan.optim.decay_rules)
-    ts = TrainState(jnp.int32(0), rng_train, params, state, *slots(plan, params, phases[0]))
+    ts = TrainState(jnp.int32(0), rng_train, params, state, *compile_slots(phases[0], plan.optim)(params))
     check_select(plan, ts)
     return ts, phases, describe.parameters(params, phases, origin, ts.opt_state)
 
@@ -182,20 +194,13 @@ def check_select(plan: Plan, ts: TrainState) -> None:
             raise UserError(f'{what}; {nearest(plan.config.select, known)}')
 
 
-def slots(plan: Plan, params: PyTree, phase: optim.Phase) -> tuple[PyTree, PyTree]:
-    """Fresh `(opt_state, ema)` for a phase."""
-    opt_state = optim.transform(phase, params, plan.optim, 0.0, 0.0).init(params)
-    ema = jax.tree.map(jnp.copy, optim.split(params, phase)[0]) if plan.optim.ema else ()
-    return opt_state, ema
-
-
 def resume(plan: Plan, folder: Path, step: int) -> tuple[TrainState, Host, tuple[optim.Phase, ...]]:
     """All from the checkpoint: `load` and `prepare` are not done again, and `state` has the shapes it had."""
     parts, saved = checkpoint.load(folder, step)
     host = Host(**saved)
     params = jax.tree.map(jnp.asarray, parts['params'])
     phases = optim.make_phases(params, plan.config.rule_phases, plan.optim.decay_rules)
-    like = jax.eval_shape(lambda p: slots(plan, p, phases[host.phase]), params)
+    like = jax.eval_shape(compile_slots(phases[host.phase], plan.optim), params)
     opt_state = checkpoint.restore(like[0], parts.get('opt_state', {}), str(folder))
     ema = checkpoint.restore(like[1], parts.get('ema', {}), str(folder))
     rest = jax.tree.map(jnp.asarray, (parts.get('state', {}), opt_state, ema))
@@ -279,7 +284,7 @@ def fetch(host: Host, step: int) -> None:
 
 def enter(plan: Plan, ts: TrainState, phase: optim.Phase) -> TrainState:
     """The next phase: what thaws gets fresh slots, what was trained keeps its own."""
-    opt_state, ema = slots(plan, ts.params, phase)
+    opt_state, ema = compile_slots(phase, plan.optim)(ts.params)
     if plan.optim.ema:
         ema = jax.tree.map(lambda new, old: new if old is None else old, ema, ts.ema, is_leaf=lambda x: x is None)
         ema, _ = optim.split(optim.merge(ema, ts.params), phase)
