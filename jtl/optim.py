@@ -8,6 +8,7 @@ Rules are static, so that compilation can use them; the rates are data, so that 
 compiled step. What changes over time is a list of phases, `((until_step, rules), …)`.
 """
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -100,10 +101,9 @@ def optimiser(
             the decay is `min(ema, (1 + t) / (10 + t))`, so that a short run is not dominated by its start.
         **kwargs: passed on to the optax optimiser, e.g. `momentum`, `nesterov`, `b2`.
     """
-    make = getattr(optax, name, None)
-    signature = inspect.signature(make).parameters if inspect.isfunction(make) else {}
-    if 'learning_rate' not in signature:
+    if name not in _optimisers():
         raise UserError(f'config.optim.name: optax has no optimiser {name!r}; {nearest(name, _optimisers())}')
+    signature = inspect.signature(getattr(optax, name)).parameters
     known = [key for key in signature if key not in ('learning_rate', 'weight_decay', 'mask')]
     for key in kwargs:
         if key not in known:
@@ -128,9 +128,17 @@ def _require(ok: bool, key: str, value: Any, expected: str) -> None:
         raise UserError(f'config.optim.{key}: {value} should be {expected}.')
 
 
+@functools.cache
 def _optimisers() -> list[str]:
-    functions = inspect.getmembers(optax, inspect.isfunction)
-    return [name for name, fn in functions if 'learning_rate' in inspect.signature(fn).parameters]
+    """Those of optax that need a learning rate and gradients, and nothing else."""
+
+    def fits(name: str, fn: Callable) -> bool:
+        parameters = inspect.signature(fn).parameters
+        needed = [key for key, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        other = name.startswith(('_', 'scale_by')) or 'linesearch' in parameters  # parts; and one that needs the loss
+        return 'learning_rate' in parameters and set(needed) <= {'learning_rate'} and not other
+
+    return [name for name, fn in inspect.getmembers(optax, inspect.isfunction) if fits(name, fn)]
 
 
 # Rules -> labels.

@@ -15,6 +15,7 @@ from jtl.data import source
 from jtl.data.source import Source, Split
 from jtl.errors import UserError
 
+_LARGEST = 1 << 28  # bytes of one picture file in a zip, unpacked
 _SIDECARS = ('.txt', '.csv', '.tsv', '.json', '.xml', '.md', '.html', '.yaml', '.yml', '.db', '.ini')  # never pictures
 
 
@@ -180,7 +181,7 @@ class _Member:
                 f.seek(name_length + extra_length, os.SEEK_CUR)
                 data = f.read(size)
             if method == zipfile.ZIP_DEFLATED:
-                data = zlib.decompress(data, wbits=-15)
+                data = zlib.decompressobj(wbits=-15).decompress(data, _LARGEST)  # no more, whatever the archive says
         except (OSError, struct.error, zlib.error) as e:
             raise UserError(f'cannot read {self.name(file)}: the zip file is damaged ({e}).') from e
         if zlib.crc32(data) != crc:
