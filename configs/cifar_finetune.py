@@ -29,7 +29,6 @@ def get_config(arg=None):
     config.batch_size = 128
     config.epochs = 20.0
     config.method = {'name': 'supervised', 'label_smoothing': 0.1}
-    config.rules = (('.*', 1.0),)
     config.optim = {
         'name': 'sgd',
         'momentum': 0.9,

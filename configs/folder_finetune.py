@@ -27,7 +27,7 @@ def get_config(arg=None):
     config.batch_size = 32
     config.steps = options.steps
     config.method = {'name': 'supervised', 'class_weights': 'balanced', 'label_smoothing': 0.1}
-    config.optim = {'name': 'adamw', 'lr': 3e-3, 'warmup': 20, 'weight_decay': 0.01, 'clip': 1.0}
+    config.optim = {'name': 'adamw', 'lr': 3e-3, 'warmup': options.steps // 30, 'weight_decay': 0.01, 'clip': 1.0}
     if options.init:
         config.init = options.init
         head_only = (('head/.*', 1.0), ('.*', None))

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -292,15 +293,16 @@ def enter(plan: Plan, ts: TrainState, phase: optim.Phase) -> TrainState:
 
 
 def improves(host: Host, select: str | None, values: Mapping, step: int) -> bool:
-    """Whether the validation metric is the best so far; counts the evaluations since it was."""
+    """Whether the validation metric is the best so far, of equals the latest; counts the evaluations without a gain."""
     if select is None:
         return False
-    value, sign = float(values[select]), -1 if select in LOWER_IS_BETTER else 1
-    better = host.best_value is None or sign * value > sign * host.best_value
-    if better:
+    sign = -1 if select in LOWER_IS_BETTER else 1
+    value = float(values[select])
+    gain = math.inf if host.best_value is None else sign * (value - host.best_value)
+    if gain >= 0:
         host.best_step, host.best_value = step, value
-    host.waited = 0 if better else host.waited + 1
-    return better
+    host.waited = 0 if gain > 0 else host.waited + 1
+    return gain >= 0
 
 
 def exhausted(host: Host, config: Config) -> bool:

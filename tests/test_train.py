@@ -286,3 +286,19 @@ def test_class_weights_survive_in_the_state(tmp_path):
     result, folder = run_(tmp_path)
     parts, _ = checkpoint.load(folder / 'checkpoints', 12)
     np.testing.assert_allclose(parts['state']['class_weight'], 1.0)  # 5 labels of each class: balanced already
+
+
+def test_the_folder_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = train.train(CONFIG, 'here', quiet=True)
+    assert checkpoint.steps(tmp_path / 'here' / 'checkpoints')[-1] == 12
+    assert json.loads((tmp_path / 'here' / 'result.json').read_text())['step'] == result['step']
+
+
+def test_of_equal_validation_scores_the_latest_is_kept_but_patience_runs_out():
+    host = train.Host()
+    improved = [
+        train.improves(host, 'accuracy', {'accuracy': value}, step) for step, value in enumerate((0.5, 0.5, 0.4))
+    ]
+    assert improved == [True, True, False]
+    assert (host.best_step, host.best_value, host.waited) == (1, 0.5, 2)
