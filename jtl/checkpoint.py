@@ -34,11 +34,22 @@ class Writer:
     """Saves into `folder`, one checkpoint at a time, keeping the newest and the named best."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = folder.absolute()  # Orbax takes no relative path
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
         self._pending: Future | None = None
         for left_over in folder.glob('tmp-*'):  # of a run that was killed while it wrote
             shutil.rmtree(left_over)
+
+    def __enter__(self) -> 'Writer':
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        """Nothing is left half-written; of two errors the first is told."""
+        try:
+            self.wait()
+        except UserError:
+            if error is None:
+                raise
 
     def save(self, step: int, parts: dict[str, PyTree], progress: dict, keep: Iterable[int]) -> None:
         """Writes the checkpoint of `step`, then deletes those that are neither it nor in `keep`."""
@@ -89,11 +100,11 @@ def load(folder: Path, step: int, names: Iterable[str] | None = None) -> tuple[d
     Raises:
         UserError: a file is missing, truncated or changed.
     """
-    path = folder / f'{step:08d}'
+    path = folder.absolute() / f'{step:08d}'
     try:
-        expected = json.loads((path / _HASHES).read_text())
+        expected = dict(json.loads((path / _HASHES).read_text()))
         found = _hashes(path)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, TypeError) as e:
         raise UserError(f'{path}: not a readable checkpoint ({e}).') from e
     bad = sorted(file for file in {*expected, *found} if expected.get(file) != found.get(file))
     if bad:

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from jtl.errors import UserError, nearest
+from jtl.errors import UserError, exit_status, nearest
 
 COMMANDS = {  # name: (module, function(arguments) -> exit status, what it does)
     'train': ('jtl.main', 'main', 'train from a config; the same as python -m jtl.main'),
@@ -25,18 +25,14 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ('-h', '--help', 'help'):
         print(usage())
         return 0 if argv else 2
-    name, *rest = argv
-    try:
-        if name not in COMMANDS:
-            raise UserError(f'no command {name!r}; {nearest(name, COMMANDS)}')
-        module, function, _ = COMMANDS[name]
-        command = getattr(importlib.import_module(module), function)
-        return command(rest) or 0
-    except UserError as e:
-        if '--debug' in rest:
-            raise
-        print(f'jtl: {e}', file=sys.stderr)
-        return 2
+    return exit_status(lambda: _run(*argv), '--debug' in argv)
+
+
+def _run(name: str, *arguments: str) -> int | None:
+    if name not in COMMANDS:
+        raise UserError(f'no command {name!r}; {nearest(name, COMMANDS)}')
+    module, function, _ = COMMANDS[name]
+    return getattr(importlib.import_module(module), function)(arguments)
 
 
 if __name__ == '__main__':

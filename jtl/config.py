@@ -6,12 +6,17 @@ A config file has `get_config(arg=None) -> ConfigDict`, and may have `sweep(conf
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from jtl import metrics
 from jtl.errors import UserError, check_kwargs, nearest
+
+LEAST = {'steps': 1, 'batch_size': 1, 'log_every': 1, 'eval_every': 1, 'checkpoint_every': 0, 'patience': 1, 'seed': 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +83,8 @@ def parse(config: Mapping | ConfigDict) -> Config:
     """
     values = plain(config)
     check_kwargs(Config, values, 'config')
-    for field in dataclasses.fields(Config):
-        if field.name in values:
-            _check_type(f'config.{field.name}', values[field.name], field.type)
     parsed = Config(**values)
+    parsed = dataclasses.replace(parsed, method={'name': 'supervised', **parsed.method})
     for section, needed in (('data', True), ('model', parsed.model or not parsed.init)):
         if needed and 'name' not in getattr(parsed, section):
             raise UserError(f'missing key config.{section}.name.')
@@ -89,57 +92,50 @@ def parse(config: Mapping | ConfigDict) -> Config:
         raise UserError('config: give one of config.steps and config.epochs.')
     if parsed.phases and 'rules' in values:
         raise UserError('config: give one of config.rules and config.phases.')
-    for key, least in (
-        ('steps', 1),
-        ('epochs', 1e-9),
-        ('log_every', 1),
-        ('eval_every', 1),
-        ('patience', 1),
-        ('seed', 0),
-    ):
+    for key, least in LEAST.items():
         if getattr(parsed, key) is not None and getattr(parsed, key) < least:
-            raise UserError(f'config.{key}: {getattr(parsed, key)} should be above {0 if least < 1 else least - 1}.')
+            raise UserError(f'config.{key}: {getattr(parsed, key)} should be at least {least}.')
+    if parsed.epochs is not None and not 0 < parsed.epochs < math.inf:
+        raise UserError(f'config.epochs: {parsed.epochs} should be above 0.')
+    if parsed.seed >= 1 << 32:
+        raise UserError(f'config.seed: {parsed.seed} should be below 2**32.')
     _check_rules(parsed)
+    if parsed.tensorboard:
+        metrics.check_tensorboard()
     return parsed
 
 
-def _check_type(key: str, value: Any, kind: Any) -> None:
-    """Refuses a value whose type cannot be `kind`: an int passes for a float, any mapping for a section."""
-    kinds = getattr(kind, '__args__', (kind,)) if not hasattr(kind, '__origin__') else (kind.__origin__,)
-    kinds = tuple(getattr(k, '__origin__', k) for k in kinds)
-    allowed = tuple({float: (int, float), tuple: (tuple, list)}.get(k, k) for k in kinds)
-    flat = tuple(t for a in allowed for t in (a if isinstance(a, tuple) else (a,)))
-    if not isinstance(value, flat) or (isinstance(value, bool) and bool not in flat):
-        raise UserError(f'{key}: {value!r} should be {" or ".join(getattr(k, "__name__", "None") for k in kinds)}.')
-
-
 def _check_rules(config: Config) -> None:
+    whole = lambda until: until is None or (isinstance(until, int) and not isinstance(until, bool))
+    rule = lambda regex, multiplier: isinstance(regex, str) and isinstance(multiplier, int | float | None)
     try:
-        for _, rules in config.rule_phases:
-            for regex, multiplier in rules:
-                assert isinstance(regex, str) and isinstance(multiplier, int | float | None)
-    except (TypeError, ValueError, AssertionError) as e:
-        key, shape = (
-            ('phases', '((until_step, rules), …)') if config.phases else ('rules', "(('regex', multiplier), …)")
-        )
-        raise UserError(f'config.{key}: expected {shape}, got {getattr(config, key)!r}.') from e
+        fits = all(whole(until) and all(rule(*pair) for pair in rules) for until, rules in config.rule_phases)
+    except (TypeError, ValueError):  # not pairs
+        fits = False
+    if not fits:
+        key = 'phases' if config.phases else 'rules'
+        shape = '((until_step, rules), …, (None, rules))' if config.phases else "(('regex', multiplier), …)"
+        raise UserError(f'config.{key}: expected {shape}, got {getattr(config, key)!r}.')
 
 
 def plain(value: Any) -> Any:
-    """ConfigDicts and lists as dicts and tuples, so that equal configs are equal values."""
+    """ConfigDicts, lists and NumPy scalars as dicts, tuples and numbers, so that equal configs are equal values."""
     if isinstance(value, ConfigDict):
         value = value.to_dict()
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return tuple(plain(v) for v in value)
-    return value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def as_json(config: Config | Mapping) -> dict:
     """With every default filled in, and tuples as lists, as it is read back from `config.json`."""
     values = dataclasses.asdict(config) if isinstance(config, Config) else plain(config)
-    return json.loads(json.dumps(values))
+    try:
+        return json.loads(json.dumps(values))
+    except TypeError as e:
+        raise UserError(f'config: only numbers, text, None, tuples and dicts can be kept in config.json: {e}.') from e
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = 'config') -> list[str]:
@@ -160,10 +156,15 @@ def override(config: Mapping, overrides: Mapping[str, Any]) -> dict:
     for dotted, value in overrides.items():
         *parents, last = dotted.split('.')
         node = values
-        for key in parents:
+        for i, key in enumerate(parents, 1):
             node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise UserError(f'config.{dotted}: config.{".".join(parents[:i])} is {node!r}, not a section.')
         node[last] = plain(value)
     return values
+
+
+_FLAGS = {'true': True, '1': True, 'false': False, '0': False}
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
@@ -179,8 +180,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
             raise UserError(f'config argument {key!r} is unknown: {nearest(key, defaults)}')
         kind = type(defaults[key])
         try:
-            values[key] = (text or 'true') in ('true', 'True', '1') if kind is bool else kind(text)
-        except ValueError as e:
+            values[key] = _FLAGS[(text or 'true').lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError) as e:
             raise UserError(f'config argument {item!r}: expected {kind.__name__} after "=".') from e
         if kind is not bool and not given:
             raise UserError(f'config argument {key!r}: expected {key}=VALUE.')

@@ -1,8 +1,13 @@
 """Errors that a person can act on, and suggestions for misspelt names."""
 
+import collections.abc
 import difflib
 import inspect
+import sys
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 class UserError(Exception):
@@ -11,6 +16,21 @@ class UserError(Exception):
     The message names what is wrong, what was expected and the nearest right thing. `jtl` prints it
     without a traceback and exits with status 2.
     """
+
+
+def exit_status(command: Callable[[], int | None], debug: bool) -> int:
+    """Runs a command: its status, or 2 after a message if a user's mistake, or the disk, stopped it.
+
+    Args:
+        debug: let the exception pass, for its traceback.
+    """
+    try:
+        return command() or 0
+    except (UserError, OSError) as e:
+        if debug:
+            raise
+        print(f'jtl: {e}', file=sys.stderr)
+        return 2
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -22,7 +42,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check_kwargs(fn: Callable, given: Mapping, where: str, ignore: Iterable[str] = ()) -> None:
-    """Refuse keys of `given` that `fn` has no keyword argument for, and required ones that are missing.
+    """Refuse keys of `given` that `fn` has no keyword argument for, required ones that are missing, and wrong types.
 
     Args:
         fn: the function (or class) whose signature is the schema.
@@ -32,10 +52,38 @@ def check_kwargs(fn: Callable, given: Mapping, where: str, ignore: Iterable[str]
     """
     parameters = inspect.signature(fn).parameters.values()
     known = {p.name: p for p in parameters if p.name not in ignore and p.kind is not p.VAR_KEYWORD}
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for key in given:
-            if key not in known:
-                raise UserError(f'unknown key {where}.{key}: {nearest(key, known)}')
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for key, value in given.items():
+        if key in known:
+            check_type(f'{where}.{key}', value, known[key].annotation)
+        elif key in ignore or not takes_any:
+            raise UserError(f'unknown key {where}.{key}: {nearest(key, known)}')
     for key, p in known.items():
         if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and key not in given:
             raise UserError(f'missing key {where}.{key}.')
+
+
+def check_type(key: str, value: Any, kind: Any) -> None:
+    """Refuse a value that is not of the annotated type: an int passes for a float, a list for a tuple."""
+    if not _is(value, kind):
+        expected = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+        expected = expected.replace('collections.abc.', '').replace('typing.', '')
+        hint = f', e.g. ({value!r},)' if isinstance(value, str) and _is((value,), kind) else ''
+        raise UserError(f'{key}: {value!r} should be {expected}{hint}.')
+
+
+def _is(value: Any, kind: Any) -> bool:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is(value, k) for k in args)
+    kind = origin or kind
+    if kind in (None, types.NoneType):
+        return value is None
+    if kind in (Any, inspect.Parameter.empty) or not isinstance(kind, type):  # they say nothing
+        return True
+    if kind in (tuple, collections.abc.Sequence):
+        items = args[:1] if args[1:] in ((), (...,)) else ()
+        return isinstance(value, tuple | list) and all(_is(v, k) for v in value for k in items)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)

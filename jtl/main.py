@@ -4,47 +4,44 @@ import datetime
 import importlib.util
 import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jtl.errors import UserError
+from jtl.config import override
+from jtl.errors import UserError, exit_status, nearest
 
 USAGE = f"""{__doc__}
 
   --config    a config file; what comes after a colon is given to its get_config
   --workdir   the run's folder; the same command goes on with the run in it (default: runs/DATE-CONFIG)
-  --config.…  replaces a value, e.g. --config.optim.lr=3e-4 --config.data.name=folder:pictures
+  --config.…  replaces or adds a value, e.g. --config.optim.lr=3e-4 --config.data.name=folder:pictures
+              --config.steps=None --config.epochs=5 --config.rules="(('head/.*', 1.0), ('.*', None))"
   --debug     shows the traceback of an error
 
 Exit status: 0 done, or stopped by a signal and saved; 2 something given is wrong.
 """
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs a config, or every run of its sweep, by command-line arguments; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if '--help' in argv or '-h' in argv:
         print(USAGE)
         return 0
-    try:
-        return _main(argv)
-    except UserError as e:
-        if '--debug' in argv:
-            raise
-        print(f'jtl: {e}', file=sys.stderr)
-        return 2
+    return exit_status(lambda: _main(argv), '--debug' in argv)
 
 
-def _main(argv: list[str]) -> int:
-    config, path, workdir = _parse(['jtl', *argv])
+def _main(argv: Sequence[str]) -> int:
+    module, config, path, workdir = _parse(argv)
     from jtl import sweep  # JAX is imported only now, so that a wrong flag is answered at once
     from jtl.train import Stopped, train
 
-    module = load_file(path)
     workdir = workdir or _dated(path)
     print(f'Run folder: {workdir}')
     stop = _on_signal()
@@ -58,51 +55,95 @@ def _main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> tuple[ConfigDict, Path, Path | None]:
-    """`(config, its file, the workdir or None)`."""
+def _parse(argv: Sequence[str]) -> tuple[ModuleType, ConfigDict, Path, Path | None]:
+    """`(the config file as a module, its config with what the flags replace, its path, the workdir or None)`."""
+    given, rest = _config_flag(argv)
+    file, colon, arg = given.partition(':')
+    if not file:
+        raise UserError('no config: give --config=configs/FILE.py, for example configs/quickstart.py.')
+    workdir, overrides = _flags(rest)
+    path = Path(file)
+    if not path.is_file():
+        files = [str(p) for p in (path.parent if path.parent.is_dir() else Path('configs')).glob('*.py')]
+        raise UserError(f'--config: {path} does not exist; {nearest(str(path), files)}')
+    module = load_file(path)
+    config = _told(path, module.get_config, *([arg] if colon else []))
+    if not isinstance(config, ConfigDict):
+        raise UserError(f'{path}: get_config should return an ml_collections.ConfigDict, not {type(config).__name__}.')
+    return module, ConfigDict(override(config, overrides)), path, Path(workdir) if workdir else None
+
+
+def _config_flag(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of the last `--config=VALUE` or `--config VALUE`, and all other arguments."""
+    value, rest, argv = '', [], list(argv)
+    while argv:
+        word = argv.pop(0)
+        if word.startswith('--config='):
+            value = word.removeprefix('--config=')
+        elif word == '--config' and argv:
+            value = argv.pop(0)
+        else:
+            rest.append(word)
+    return value, rest
+
+
+def _flags(argv: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
+    """`(workdir, {dotted key: value})`.
+
+    The flags of `config_flags` are laid over an empty config, whose every key is new: a value is then whatever Python
+    literal it spells, else text, and `None` may replace a number. The types are checked with the keys, by signature.
+    """
+    empty: dict[str, Any] = {}
+    for word in argv:
+        if word.startswith('--config.'):
+            *sections, key = word.partition('=')[0].split('.')[1:]
+            if not all((*sections, key)):
+                raise UserError(f'{word}: no key; values are given as --config.KEY=VALUE.')
+            node = empty
+            for section in sections:
+                node = node.setdefault(section, {})
     values = flags.FlagValues()
-    flag = config_flags.DEFINE_config_file(
-        'config', None, '', flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=argv
-    )
     workdir = flags.DEFINE_string('workdir', None, '', flag_values=values)
     flags.DEFINE_bool('debug', False, '', flag_values=values)
-    path = _config_path(argv)
-    load_file(path)  # its own errors, before the flag wraps them
     try:
-        left_over = values(argv)[1:]
-        config = flag.value
-    except KeyError as e:
-        raise UserError(f'--config: a section that is not in {path}: {e.args[0]}') from e
-    except (flags.Error, OSError, ValueError, TypeError) as e:
+        config_flags.DEFINE_config_dict(
+            'config',
+            ConfigDict(empty),
+            flag_values=values,
+            lock_config=False,
+            accept_new_attributes=True,
+            sys_argv=['jtl', *argv],
+        )
+        left_over = values(['jtl', *argv])[1:]
+    except (flags.Error, ValueError, TypeError, KeyError) as e:
         raise UserError(str(e)) from e
     if left_over:
         raise UserError(f'unexpected argument {left_over[0]!r}; values are given as --config.KEY=VALUE.')
-    if not isinstance(config, ConfigDict):
-        raise UserError(f'{path}: get_config should return an ml_collections.ConfigDict, not {type(config).__name__}.')
-    return config, path, Path(workdir.value) if workdir.value else None
-
-
-def _config_path(argv: list[str]) -> Path:
-    given = [b if a == '--config' else a[9:] for a, b in zip(argv, [*argv[1:], '']) if a.split('=')[0] == '--config']
-    if not given or not given[-1]:
-        raise UserError('no config: give --config=configs/FILE.py, for example configs/quickstart.py.')
-    path = Path(given[-1].split(':')[0])
-    if not path.is_file():
-        from jtl.errors import nearest
-
-        files = [str(p) for p in (path.parent if path.parent.is_dir() else Path('configs')).glob('*.py')]
-        raise UserError(f'--config: {path} does not exist; {nearest(str(path), files)}')
-    return path
+    return workdir.value, config_flags.get_override_values(values['config'])
 
 
 def load_file(path: Path) -> ModuleType:
     """The config file as a module."""
     spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
+    if spec is None:
+        raise UserError(f'{path}: a config is a Python file, NAME.py.')
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    _told(path, spec.loader.exec_module, module)
     if not hasattr(module, 'get_config'):
         raise UserError(f'{path}: has no function get_config.')
     return module
+
+
+def _told(path: Path, fn: Callable, *args: Any) -> Any:
+    """`fn(*args)`, which runs code of the config file, with what goes wrong in it as an error that says where."""
+    try:
+        return fn(*args)
+    except UserError:
+        raise
+    except Exception as e:
+        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == str(path)]
+        where = f'{path}, line {lines[-1]}' if lines else str(path)
+        raise UserError(f'{where}: {type(e).__name__}: {e}') from e
 
 
 def _dated(config: Path) -> Path:

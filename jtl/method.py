@@ -41,7 +41,8 @@ class Method(NamedTuple):
 
     Attributes:
         init: `(rng, batch) -> (params, state)`. `params` is what may be trained, `{'backbone': …, 'head': …}`;
-            `state` is all else that changes or is carried: running statistics, a teacher, class weights.
+            `state` is a dict of all else that changes or is carried: running statistics under `model`, a teacher,
+            class weights. A method passes on the keys it does not know, so that methods compose.
         loss: `(params, state, batch, rng, step) -> (loss, (state, outputs))`, the training loss, a scalar.
             `outputs` may hold `logits`, `features` and `metrics` (a dict of scalars to log).
         predict: `(params, state, batch) -> outputs` with `logits` [B, K], deterministic.

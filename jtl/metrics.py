@@ -1,5 +1,6 @@
 """The record of a run: one JSON object a line in `metrics.jsonl`; TensorBoard is an optional mirror."""
 
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
@@ -40,11 +41,15 @@ def read(path: Path) -> list[dict]:
 
 
 def _tensorboard(folder: Path):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as e:
-        raise UserError("config.tensorboard needs tensorboardX: pip install 'jtl[tensorboard]'.") from e
+    from tensorboardX import SummaryWriter
+
     return SummaryWriter(str(folder / 'tensorboard'))
+
+
+def check_tensorboard() -> None:
+    """Refuses `config.tensorboard` where it is not installed."""
+    if importlib.util.find_spec('tensorboardX') is None:
+        raise UserError("config.tensorboard needs tensorboardX: pip install 'jtl[tensorboard]'.")
 
 
 def scalars(values: Mapping) -> dict[str, float]:

@@ -21,7 +21,18 @@ BATCH = 64
 def predictor(fitted: run.Run) -> Callable[[dict], dict]:
     """batch -> outputs, compiled, with the run's parameters."""
     method = make_method(json.dumps(fitted.model), json.dumps(fitted.method), len(fitted.classes))
-    return functools.partial(jax.jit(method.predict), *jax.device_put((fitted.params, fitted.state)))
+    predict = functools.partial(jax.jit(method.predict), *jax.device_put((fitted.params, fitted.state)))
+
+    def checked(batch: dict) -> dict:
+        try:
+            return predict(batch)
+        except UserError:
+            raise
+        except Exception as e:  # from tracing the model with these shapes
+            given = ', '.join(f'{k} {v.shape[1:]}' for k, v in batch.items() if k in ('image', 'features'))
+            raise UserError(f'{fitted.path}: the model cannot take {given}: {str(e).splitlines()[0]}') from e
+
+    return checked
 
 
 # jtl eval
@@ -56,13 +67,16 @@ def evaluate(fitted: run.Run, uri: str | None = None, split: str | None = None) 
     split = split or next(name for name in ('test', 'val', 'train') if name in data.sizes)
     if split not in data.sizes:
         raise UserError(f'--split {split}: {options["name"]} has no such split; {nearest(split, data.sizes)}')
-    batches = functools.partial(_relabelled, data, split, fitted.classes)
+    batches = functools.partial(_relabelled, data, split, fitted.classes, fitted.multi_label)
     values, _ = evals.measure(fitted.config['evals'], predictor(fitted), batches, fitted.classes)
     return split, values
 
 
-def _relabelled(data: Data, split: str, classes: tuple[str, ...]) -> Iterator[dict]:
+def _relabelled(data: Data, split: str, classes: tuple[str, ...], multi_label: bool) -> Iterator[dict]:
     """The batches of a split, with labels as numbers among the run's classes."""
+    if data.multi_label != multi_label:
+        kinds = ('one label', 'several labels')
+        raise UserError(f'the data has {kinds[data.multi_label]} for each example; the run has {kinds[multi_label]}.')
     for name in data.classes:
         if name not in classes:
             raise UserError(f'class {name!r} of the data is not one that the run knows; {nearest(name, classes)}')

@@ -59,15 +59,18 @@ def read(path: str | Path) -> Run:
     if not (path / 'result.json').is_file():
         raise UserError(f'{path}: this run has not finished; the command that started it goes on with it.')
     config, result, model = (_json(path / file) for file in ('config.json', 'result.json', 'model/model.json'))
-    step = result['step']
+    try:
+        step, options = result['step'], config['config']
+        run = Run(path, **{**model, 'classes': tuple(model['classes'])}, config=options, params=None, state=None)
+    except (KeyError, TypeError) as e:
+        raise UserError(f'{path}: config.json, result.json or model/model.json is not as it was written ({e}).') from e
     if step not in checkpoint.steps(path / 'checkpoints'):
         raise UserError(
             f'{path}: this run kept no checkpoint of step {step} (config.checkpoint_every = 0 writes none).'
         )
     parts, _ = checkpoint.load(path / 'checkpoints', step, ('params', 'state', 'ema'))
     params = tree.unflatten({**tree.flatten(parts['params']), **tree.flatten(parts['ema'])})
-    model['classes'] = tuple(model['classes'])
-    return Run(path, **model, config=config['config'], params=params, state=parts['state'])
+    return run._replace(params=params, state=parts['state'])
 
 
 def _runs_nearby(path: Path) -> str:
@@ -88,7 +91,7 @@ def record(config: dict, fingerprint: str, weights: str | None) -> dict:
         'config': config,
         'data': fingerprint,
         'weights': weights,
-        'command': shlex.join(['python', '-m', 'jtl.main', *sys.argv[1:]]),
+        'command': shlex.join(['python', '-m', 'jtl.main', *sys.argv[1 + (sys.argv[1:2] == ['train']) :]]),
         'version': jtl.__version__,
         'commit': _commit(),
         **_machine(),

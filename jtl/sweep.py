@@ -5,16 +5,18 @@ config's values replaced by dotted key. `init` may be the name of an earlier run
 returns a text to print, the file says what the runs show together.
 """
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jtl.config import override
+from jtl.config import override, parse
 from jtl.errors import UserError
+from jtl.plan import check_sections
 from jtl.train import train
 
 
@@ -23,19 +25,41 @@ def run(module: ModuleType, config: ConfigDict, workdir: Path, stop: Callable[[]
     runs = list(module.sweep(config))
     check(runs, workdir)
     names = {name for name, _ in runs}
+    everything = {}
+    for name, overrides in runs:
+        with _naming(name):
+            everything[name] = _values(config, overrides, names, workdir)
     results = {}
-    bar = tqdm(runs, unit='run', disable=not sys.stderr.isatty(), dynamic_ncols=True)
-    for i, (name, overrides) in enumerate(bar):
+    bar = tqdm(everything.items(), unit='run', disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    for i, (name, values) in enumerate(bar):
         bar.set_description(name)
         if bar.disable and (i % 50 == 0 or not results):
             print(f'run {i + 1} of {len(runs)}: {name}', flush=True)
-        values = override(config, overrides)
-        if values.get('init') in names:
-            values['init'] = str(workdir / values['init'])
-        results[name] = train(values, workdir / name, stop=stop, quiet=True)
+        with _naming(name):
+            results[name] = train(values, workdir / name, stop=stop, quiet=True)
     if hasattr(module, 'summary'):
         return module.summary(workdir)
     return '\n'.join(outcome(workdir / name, result) for name, result in results.items())
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Says which run an error is of."""
+    try:
+        yield
+    except UserError as e:
+        raise type(e)(f'run {name}: {e}') from e
+
+
+def _values(config: ConfigDict, overrides: Mapping, names: Container[str], workdir: Path) -> dict:
+    """The config of one run, checked before the first of them starts."""
+    values = override(config, overrides)
+    if values.get('init') in names:
+        values['init'] = str(workdir / values['init'])
+    parsed = parse(values)
+    if parsed.model:
+        check_sections(parsed)
+    return values
 
 
 def check(runs: list[tuple[str, dict]], workdir: Path) -> None:

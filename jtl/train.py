@@ -224,10 +224,9 @@ def fit(
     """Steps until the end, until patience runs out, or until asked to stop."""
     config, first = plan.config, int(ts.step)
     end = first if exhausted(host, config) else plan.steps  # a run killed after its last step has none to make
-    writer = checkpoint.Writer(workdir / 'checkpoints')
     log = metrics.Writer(workdir, first, config.tensorboard)
     clock = Clock(config.batch_size, host.seconds)
-    with Progress(first, plan.steps, quiet) as progress:
+    with checkpoint.Writer(workdir / 'checkpoints') as writer, Progress(first, plan.steps, quiet) as progress:
         for step, batch in enumerate(plan.data.train(first, end), first + 1):
             phase = optim.phase_at(phases, step - 1)
             if phase != host.phase:
@@ -259,11 +258,10 @@ def fit(
             if last:
                 break
             if asked:
-                writer.wait()
+                writer.wait()  # what went wrong with it is told instead
                 kept = 'saved' if plan.save_every else 'not saved, since config.checkpoint_every is 0'
                 raise Stopped(f'stopped after step {step} of {plan.steps}, {kept}')
             clock.resume()
-    writer.wait()
     speed = {'examples_per_second': clock.rate(overall=True), 'compile_seconds': clock.compiling}
     return ts, host, {'seconds': clock.total(), **speed}
 

@@ -95,7 +95,7 @@ def test_thawed_batch_norm_moves_its_statistics():
     before = bits(ts.state)
     ts, _ = train.compile_step(method, phase, static)(ts, images(), rates)
     changed = {path for path, value in bits(ts.state).items() if value != before[path]}
-    assert changed == {'batch_stats/backbone/stem/bn/mean', 'batch_stats/backbone/stem/bn/var'}
+    assert changed == {'model/batch_stats/backbone/stem/bn/mean', 'model/batch_stats/backbone/stem/bn/var'}
 
 
 def linear_method():

@@ -85,9 +85,10 @@ def load(
     Raises:
         UserError: whatever is wrong, naming the file, the class or the key.
     """
-    for key, size in (('batch_size', batch_size), ('data.eval_batch_size', eval_batch_size)):
-        if size is not None and size < 1:
-            raise UserError(f'config.{key}: {size} should be at least 1.')
+    given = {'eval_batch_size': eval_batch_size, 'threads': threads, 'workers': workers, 'cache_mb': cache_mb}
+    for key, value in {**given, 'split_seed': split_seed}.items():
+        if value is not None and value < (least := int(key == 'eval_batch_size')):
+            raise UserError(f'config.data.{key}: {value} should be at least {least}.')
     augment = tuple(op if isinstance(op, str) else tuple(op) for op in augment)
     ops_image.check_ops(augment, preprocess.size)
     source = open_source(name, _stamp(name), cache_mb << 20)

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 
 from jtl.errors import UserError, nearest
 
-_RESAMPLING = {name: Image.Resampling[name.upper()] for name in ('nearest', 'bilinear', 'bicubic', 'lanczos')}
+INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in ('nearest', 'bilinear', 'bicubic', 'lanczos')}
 
 # ---- deterministic ----
 
@@ -23,14 +23,14 @@ def fit(image: np.ndarray, size: int, crop: float = 1.0, interpolation: str = 'b
     The usual preprocessing of evaluation: `crop` 0.875 with size 224 resizes to 256 first. Antialiased. The rounding is
     torchvision's. A picture that is already there is returned as it is.
     """
-    if interpolation not in _RESAMPLING:
-        raise UserError(f'unknown interpolation {interpolation!r}: {nearest(interpolation, _RESAMPLING)}')
+    if interpolation not in INTERPOLATIONS:
+        raise UserError(f'unknown interpolation {interpolation!r}: {nearest(interpolation, INTERPOLATIONS)}')
     height, width = image.shape[:2]
     short = round(size / crop)
     if min(height, width) != short:
         long = int(short * max(height, width) / min(height, width))
         shape = (short, long) if width < height else (long, short)  # (width, height)
-        image = _array(_picture(image).resize(shape, _RESAMPLING[interpolation]))
+        image = _array(_picture(image).resize(shape, INTERPOLATIONS[interpolation]))
         height, width = image.shape[:2]
     top, left = round((height - size) / 2), round((width - size) / 2)
     return image[top : top + size, left : left + size]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
+from absl import flags
 
 from jtl.data import ops_image
 from jtl.errors import UserError
@@ -56,6 +57,17 @@ class Preprocess:
     interpolation: str = 'bicubic'
     crop: float = 1.0
     channels: int | None = None
+
+    def __post_init__(self):
+        for key, fine, expected in (
+            ('size', self.size is None or self.size >= 1, 'at least 1, or None'),
+            ('std', all(s > 0 for s in self.std), 'above 0'),
+            ('interpolation', self.interpolation in ops_image.INTERPOLATIONS, ' or '.join(ops_image.INTERPOLATIONS)),
+            ('crop', 0 < self.crop <= 1, 'above 0 and at most 1'),
+            ('channels', self.channels in (None, 1, 3), '1, 3 or None'),
+        ):
+            if not fine:
+                raise UserError(f'config.preprocess.{key}: {getattr(self, key)!r} should be {expected}.')
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """uint8 [h, w, c] -> uint8 [size, size, channels]."""
@@ -139,6 +151,8 @@ def stream(batch: Callable[[int], dict], start: int, stop: int, threads: int, wo
     ds = grain.MapDataset.range(start, stop).map(batch)
     ds = ds.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads if threads else 0))
     if workers:
+        if not flags.FLAGS.is_parsed():  # grain reads its own flags when it starts processes
+            flags.FLAGS.mark_as_parsed()
         ds = ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(ds)
 

@@ -46,7 +46,8 @@ def supervised(
 
     def init(rng: jax.Array, batch: Batch):
         variables = dict(model.init({'params': rng}, batch, train=False))
-        return variables.pop('params'), variables
+        params = variables.pop('params')
+        return params, {'model': variables} if variables else {}  # empty without BatchNorm
 
     def prepare(params, state, batches, rng):
         if class_weights is None:
@@ -62,9 +63,9 @@ def supervised(
         rng_mixup, rng_dropout = jax.random.split(rng)
         blend = blending(rng_mixup, len(batch['label']), mixup) if mixup else lambda x: x
         inputs = {k: blend(v) if k in ('image', 'features') else v for k, v in batch.items()}
-        variables = {k: v for k, v in state.items() if k != 'class_weight'}
-        outputs, variables = model.apply(
-            {'params': params, **variables}, inputs, train=True, rngs={'dropout': rng_dropout}, mutable=list(variables)
+        kept = state.get('model', {})
+        outputs, kept = model.apply(
+            {'params': params, **kept}, inputs, train=True, rngs={'dropout': rng_dropout}, mutable=list(kept)
         )
         logits, label = outputs['logits'], batch['label']  # [B, K], [B] or [B, K]
         target = label if label.ndim == 2 else jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)
@@ -73,11 +74,10 @@ def supervised(
         per_example = entropy(logits, target, state.get('class_weight', 1.0))  # [B]
         value = masked_mean(per_example * batch.get('weight', 1.0), batch)
         metrics = {} if mixup else {'accuracy': masked_mean(hits(logits, label), batch)}
-        return value, ({**state, **variables}, {**outputs, 'metrics': metrics})
+        return value, ({**state, 'model': kept} if kept else state, {**outputs, 'metrics': metrics})
 
     def predict(params, state, batch: Batch):
-        variables = {k: v for k, v in state.items() if k != 'class_weight'}
-        return model.apply({'params': params, **variables}, batch, train=False)
+        return model.apply({'params': params, **state.get('model', {})}, batch, train=False)
 
     return Method(init=init, loss=loss, predict=predict, prepare=prepare)
 

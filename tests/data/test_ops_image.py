@@ -190,9 +190,9 @@ def test_check_ops_accepts_good_ones():
         (('fit', 3), "unknown image operation 'fit'"),
         (
             ('random_resized_crop', (0.2, 1.0), (1.0, 1.0), 3),
-            r"too many positional arguments. Usage: \('random_resized_crop', scale",
+            r"positional arguments but 6 were given. Usage: \('random_resized_crop', scale",
         ),
-        (('pad_crop', 4, 5), 'too many positional arguments'),
+        (('pad_crop', 4, 5), 'positional arguments but 4 were given'),
         (('pad_crop', '4'), r"image operation \('pad_crop', '4'\)"),
         (('color_jitter', 0.4, 0.4, 0.4, 0.7), r'hue is in \[0, 0.5\]'),
         (('random_resized_crop', 0.5), 'image operation'),

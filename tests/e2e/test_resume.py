@@ -1,0 +1,195 @@
+"""A run that was cut short ends as if it had not been: the same bits, wherever it stopped."""
+
+import itertools
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+
+from jtl import checkpoint, tree
+from jtl.errors import UserError
+from jtl.train import Stopped, train
+
+HEAD, ALL = (('head/.*', 1.0), ('.*', None)), (('.*', 1.0),)
+EVERYTHING = {  # all that has a state of its own or draws random numbers
+    'data': {'name': 'digits', 'labels_per_class': 4, 'val': 0.2, 'augment': (('pad_crop', 1), 'flip'), 'threads': 2},
+    'model': {'name': 'resnet', 'stages': (1,), 'width': 4, 'head': {'dropout': 0.3}},
+    'batch_size': 6,  # 40 examples: batches run on across epochs
+    'steps': 9,
+    'eval_every': 2,
+    'log_every': 4,
+    'checkpoint_every': 3,
+    'patience': 50,
+    'select': 'loss',
+    'seed': 3,
+    'method': {'name': 'supervised', 'mixup': 0.3, 'class_weights': 'balanced', 'label_smoothing': 0.1},
+    'phases': ((4, HEAD), (None, ALL)),
+    'optim': {'name': 'adamw', 'lr': 1e-2, 'warmup': 2, 'ema': 0.9, 'accumulate': 2, 'clip': 1.0},
+    'report': False,
+}
+TIMES = ('seconds', 'examples_per_second', 'compile_seconds')
+
+
+def after(*steps):
+    """A `stop` that asks after the given numbers of steps of a session."""
+    count = itertools.count(1)
+    return lambda: next(count) in steps
+
+
+def outcome(run):
+    """All that should not depend on how often a run was stopped."""
+    bits = {}
+    for step in checkpoint.steps(run / 'checkpoints'):
+        parts, progress = checkpoint.load(run / 'checkpoints', step)
+        bits |= {(step, path): (v.shape, v.dtype, v.tobytes()) for path, v in tree.flatten(parts).items()}
+        bits[step] = {k: v for k, v in progress.items() if k not in ('seconds', 'window')}
+        bits[step, 'window'] = [{k: v for k, v in m.items() if k not in TIMES} for m in progress['window']]
+    result = json.loads((run / 'result.json').read_text())
+    with np.load(run / 'predictions.npz') as predictions:
+        logits = predictions['logits'].tobytes()
+    return {
+        'checkpoints': bits,
+        'metrics': tiny.rows(run),
+        'result': {k: v for k, v in result.items() if k not in TIMES},
+        'params': (run / 'params.txt').read_text(),
+        'logits': logits,
+    }
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    run = tmp_path_factory.mktemp('whole') / 'run'
+    train(EVERYTHING, run, quiet=True)
+    return outcome(run)
+
+
+def test_a_run_has_what_resuming_could_lose(uninterrupted):
+    """The comparison below is of something: optimiser slots, averages, statistics, a phase, a best value."""
+    assert uninterrupted['result']['step'] in (2, 4, 6, 8)  # the last step is not evaluated on, so is never selected
+    steps = {key for key in uninterrupted['checkpoints'] if isinstance(key, int)}
+    assert steps == {uninterrupted['result']['step'], 9}
+    paths = {key[1] for key in uninterrupted['checkpoints'] if isinstance(key, tuple) and key[0] == 9}
+    for part in (
+        'params/head/',
+        'state/.*batch_stats/',
+        'state/class_weight',
+        'opt_state/',
+        'ema/backbone/',
+        'loop/rng',
+    ):
+        assert any(re.match(part, path) for path in paths), part
+    assert uninterrupted['checkpoints'][9]['phase'] == 1
+
+
+@pytest.mark.parametrize('stops', [(1,), (3,), (4,), (5,), (8,), (2, 2, 2)], ids=str)
+def test_a_stopped_run_ends_with_the_same_bits(stops, uninterrupted, tmp_path):
+    # the phase changes after step 4: before, at and after it; 3 is a checkpoint's step, 2 an evaluation's, 1 neither
+    done = 0
+    for k in stops:
+        done += k
+        with pytest.raises(Stopped, match=f'stopped after step {done} of 9, saved'):
+            train(EVERYTHING, tmp_path / 'run', stop=after(k), quiet=True)
+        assert checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1] == done
+    train(EVERYTHING, tmp_path / 'run', quiet=True)
+    found = outcome(tmp_path / 'run')
+    for part, expected in uninterrupted.items():
+        assert found[part] == expected, part
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(uninterrupted, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(count=itertools.count(1)):  # noqa: B008 (counts the steps of the one session)
+        if next(count) == 5:
+            raise Killed
+        return False
+
+    save = checkpoint.Writer.save
+    with monkeypatch.context() as patch:  # written at once: in this process, what is being written would not be lost
+        patch.setattr(checkpoint.Writer, 'save', lambda self, *args: (save(self, *args), self.wait()))
+        with pytest.raises(Killed):
+            train(EVERYTHING, tmp_path / 'run', stop=kill, quiet=True)
+    (tmp_path / 'run' / 'checkpoints' / 'tmp-5').mkdir()
+    with (tmp_path / 'run' / 'metrics.jsonl').open('a') as f:
+        f.write('{"step": 5, "split": "train", "lo')  # cut off in the middle of a line
+    assert checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1] in (3, 4)  # 4 if it was the best so far
+    train(EVERYTHING, tmp_path / 'run', quiet=True)
+    assert outcome(tmp_path / 'run') == uninterrupted
+    assert not list((tmp_path / 'run' / 'checkpoints').glob('tmp-*'))
+
+
+def test_patience_counts_across_sessions(tmp_path):
+    # a rate this low changes no prediction, so accuracy never improves on its first value:
+    # evaluations after 2, 4, 6, 8 steps wait 0, 1, 2, 3
+    config = {**tiny.CONFIG, 'steps': 20, 'patience': 3, 'optim': {'name': 'sgd', 'lr': 1e-9}}
+    with pytest.raises(Stopped):
+        train(config, tmp_path / 'run', stop=after(5), quiet=True)
+    result = train(config, tmp_path / 'run', quiet=True)
+    assert result['step'] == 8 and checkpoint.steps(tmp_path / 'run' / 'checkpoints') == [8]  # the latest of equals
+
+
+def test_a_finished_run_is_returned_at_once(tmp_path, monkeypatch):
+    first = train(tiny.CONFIG, tmp_path / 'run', quiet=True)
+    before = tiny.files(tmp_path / 'run')
+    monkeypatch.setattr('jtl.train.compile_step', None)  # nothing is trained
+    assert train(tiny.CONFIG, tmp_path / 'run', quiet=True) == first
+    assert tiny.files(tmp_path / 'run') == before
+
+
+def test_a_run_killed_before_its_result_only_finishes(tmp_path, monkeypatch):
+    run = tmp_path / 'run'
+    train(tiny.CONFIG, run, quiet=True)
+    before = outcome(run)
+    for file in ('result.json', 'predictions.npz'):
+        (run / file).unlink()
+    monkeypatch.setattr('jtl.train.compile_step', None)
+    train(tiny.CONFIG, run, quiet=True)
+    assert outcome(run) == before
+
+
+def test_without_checkpoints_a_stopped_run_says_that_nothing_is_saved(tmp_path):
+    config = {**tiny.CONFIG, 'checkpoint_every': 0}
+    with pytest.raises(Stopped, match=r'not saved, since config\.checkpoint_every is 0'):
+        train(config, tmp_path / 'run', stop=after(1), quiet=True)
+    assert train(config, tmp_path / 'run', quiet=True)['step'] == 3  # from the start
+
+
+def test_another_config_is_refused_while_the_run_is_unfinished(tmp_path):
+    with pytest.raises(Stopped):
+        train(tiny.CONFIG, tmp_path / 'run', stop=after(1), quiet=True)
+    before = tiny.files(tmp_path / 'run')
+    with pytest.raises(UserError, match=r'config\.steps: 3 -> 4\.'):
+        train({**tiny.CONFIG, 'steps': 4}, tmp_path / 'run', quiet=True)
+    assert tiny.files(tmp_path / 'run') == before
+
+
+def test_a_signal_saves_says_so_and_the_same_command_finishes(tmp_path):
+    # the signal is sent after the first few of 4,000 steps, which take seconds
+    config = tiny.write_config(tmp_path / 'config.py', {**tiny.CONFIG, 'steps': 4000, 'eval_every': 4000})
+    command = [sys.executable, '-m', 'jtl.main', f'--config={config}', f'--workdir={tmp_path / "run"}']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / 'run' / 'metrics.jsonl').exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert 'Stopping after this step' in err and 'Traceback' not in err
+    (step,) = checkpoint.steps(tmp_path / 'run' / 'checkpoints')
+    assert (
+        f'stopped after step {step} of 4000, saved. The same command with --workdir={tmp_path / "run"} goes on' in out
+    )
+    assert not (tmp_path / 'run' / 'result.json').exists()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f'going on from step {step} of 4000' in done.stdout
+    steps = [row['step'] for row in tiny.rows(tmp_path / 'run') if row['split'] == 'train']
+    assert steps == list(range(1, 4001))  # log_every is 1: none is missing, none is there twice
+    assert json.loads((tmp_path / 'run' / 'result.json').read_text())['step'] == 4000

@@ -1,0 +1,181 @@
+"""Checkpoints: whole or not at all, verified when read."""
+
+import errno
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny
+
+from jtl import checkpoint
+from jtl.errors import UserError
+
+PARTS = {
+    'params': {'backbone': {'kernel': jnp.arange(6.0).reshape(2, 3)}, 'head': {'bias': jnp.float32(-0.0)}},
+    'state': {'count': jnp.int32(7), 'half': jnp.array([1.5, -2], jnp.bfloat16), 'on': jnp.array(True)},
+    'opt_state': (jnp.zeros(2), {'mu': None}, [jnp.ones(())]),
+    'loop': {'rng': jax.random.key(3)},
+    'ema': (),
+}
+
+
+def write(folder, *steps, keep=(), parts=PARTS, progress=None):
+    writer = checkpoint.Writer(folder)
+    for step in steps:
+        writer.save(step, parts, progress or {'phase': 1}, keep)
+    writer.wait()
+    return folder
+
+
+def test_load_gives_back_what_was_saved(tmp_path):
+    progress = {'phase': 1, 'best_value': 0.1, 'best_step': None, 'window': [{'loss': 1e-45}]}
+    parts, told = checkpoint.load(write(tmp_path, 12, progress=progress), 12)
+    assert told == progress
+    np.testing.assert_array_equal(parts['params']['backbone']['kernel'], [[0, 1, 2], [3, 4, 5]])
+    assert np.signbit(parts['params']['head']['bias']) and parts['params']['head']['bias'].shape == ()
+    assert parts['state']['half'].dtype == ml_dtypes.bfloat16 and parts['state']['half'].tolist() == [1.5, -2]
+    assert parts['state']['count'].dtype == np.int32 and parts['state']['on'].dtype == bool
+    assert 'ema' not in parts  # nothing in it
+    rng = jax.random.wrap_key_data(jnp.asarray(parts['loop']['rng']))
+    assert jax.random.bits(rng) == jax.random.bits(jax.random.key(3))
+    like = jax.eval_shape(lambda: PARTS['opt_state'])
+    restored = checkpoint.restore(like, parts['opt_state'], 'here')
+    assert jax.tree.structure(restored) == jax.tree.structure(PARTS['opt_state'])
+
+
+def test_load_reads_the_parts_asked_for(tmp_path):
+    parts, _ = checkpoint.load(write(tmp_path, 1), 1, ('params', 'ema'))
+    assert set(parts) == {'params', 'ema'} and parts['ema'] == {}
+
+
+def test_a_relative_folder_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path('runs/1/checkpoints'), 2)
+    parts, _ = checkpoint.load(Path('runs/1/checkpoints'), 2)
+    assert parts['params']['backbone']['kernel'].shape == (2, 3)
+
+
+def test_save_takes_a_copy_that_donation_cannot_touch(tmp_path):
+    x = np.ones(3, np.float32)
+    writer = checkpoint.Writer(tmp_path)
+    writer.save(1, {'params': {'x': x}}, {}, ())
+    x[:] = 2
+    writer.wait()
+    assert checkpoint.load(tmp_path, 1)[0]['params']['x'].tolist() == [1, 1, 1]
+
+
+def test_writer_keeps_the_newest_and_the_named(tmp_path):
+    assert checkpoint.steps(write(tmp_path, 1, 2, 3)) == [3]
+    assert checkpoint.steps(write(tmp_path, 4, 5, keep=[3])) == [3, 5]
+    assert checkpoint.steps(tmp_path / 'nothing') == []
+
+
+def test_writer_replaces_the_same_step(tmp_path):
+    write(tmp_path, 1)
+    write(tmp_path, 1, progress={'phase': 2})
+    assert checkpoint.load(tmp_path, 1)[1] == {'phase': 2}
+    assert [p.name for p in tmp_path.iterdir()] == ['00000001']
+
+
+@pytest.mark.parametrize('where', ['arrays', 'hashes'])
+def test_a_failure_while_writing_leaves_the_older_checkpoint_and_nothing_else(where, tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    target = {'arrays': (checkpoint.ocp, 'save_checkpointables'), 'hashes': (checkpoint, '_hashes')}[where]
+    real = getattr(*target)
+
+    def fail(path, *args):
+        if where == 'arrays':
+            real(path, *args)  # the arrays are there, the rest is not
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, fail)
+        writer = checkpoint.Writer(tmp_path)
+        writer.save(2, PARTS, {}, ())
+        with pytest.raises(
+            UserError, match=f'{tmp_path}: the checkpoint could not be written: No space left on device'
+        ):
+            writer.wait()
+    assert [p.name for p in tmp_path.iterdir()] == ['00000001']
+    assert checkpoint.load(tmp_path, 1)[1] == {'phase': 1}
+    writer.save(3, PARTS, {}, ())  # told once, the writer can go on
+    writer.wait()
+    assert checkpoint.steps(tmp_path) == [3]
+
+
+def test_a_full_disk_is_told_at_the_next_save(tmp_path, monkeypatch):
+    def fail(path, *args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(checkpoint.ocp, 'save_checkpointables', fail)
+    writer = checkpoint.Writer(tmp_path)
+    writer.save(1, PARTS, {}, ())
+    with pytest.raises(UserError, match='No space left'):
+        writer.save(2, PARTS, {}, ())
+
+
+def test_writer_clears_what_a_killed_run_left(tmp_path):
+    write(tmp_path, 1)
+    (tmp_path / 'tmp-2').mkdir()
+    (tmp_path / 'tmp-2.orbax-checkpoint-tmp').mkdir()
+    (tmp_path / '00000002').mkdir()  # without hashes: not complete
+    checkpoint.Writer(tmp_path)
+    assert not list(tmp_path.glob('tmp-*')) and checkpoint.steps(tmp_path) == [1]
+
+
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'delete', 'add', 'progress', 'hashes', 'other hashes'])
+def test_load_refuses_what_is_not_as_written(damage, tmp_path):
+    path = write(tmp_path, 1) / '00000001'
+    file = tiny.largest(path / 'params')
+    if damage == 'flip':
+        tiny.tamper(file)
+    elif damage == 'truncate':
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == 'delete':
+        file.unlink()
+    elif damage == 'add':
+        (path / 'params' / 'more').write_text('x')
+    elif damage == 'progress':
+        (path / 'progress.json').write_text('{"phase": 0}')
+    elif damage == 'hashes':
+        (path / 'sha256.json').write_text('{"progress.json": ')
+    else:
+        (path / 'sha256.json').write_text('[1]')
+    with pytest.raises(UserError, match='00000001: (damaged|not a readable checkpoint)'):
+        checkpoint.load(tmp_path, 1)
+
+
+def test_load_names_the_damaged_file_and_what_else_there_is(tmp_path):
+    write(tmp_path, 1)
+    write(tmp_path, 2, keep=[1])
+    (tmp_path / '00000002' / 'progress.json').write_text('{}')
+    with pytest.raises(UserError, match=r'damaged: progress\.json is not as written.* here are \[1, 2\]'):
+        checkpoint.load(tmp_path, 2)
+
+
+def test_load_refuses_a_step_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match='00000009: not a readable checkpoint'):
+        checkpoint.load(tmp_path, 9)
+
+
+@pytest.mark.parametrize(
+    'saved, message',
+    [
+        ({'a': np.zeros(2)}, "here: the checkpoint has no 'b'"),
+        ({'a': np.zeros(2), 'b': np.zeros(4)}, r"here: 'b' is \(4,\) in the checkpoint, \(3,\) here"),
+        ({'a': np.zeros(2), 'b': np.zeros(3), 'c': np.zeros(1)}, "here: the checkpoint also has 'c'"),
+    ],
+)
+def test_restore_refuses_another_structure(saved, message):
+    with pytest.raises(UserError, match=message):
+        checkpoint.restore({'a': np.zeros(2), 'b': np.zeros(3)}, saved, 'here')
+
+
+def test_hashes_are_written_last(tmp_path):
+    path = write(tmp_path, 1) / '00000001'
+    hashed = json.loads((path / 'sha256.json').read_text())
+    assert set(hashed) == set(tiny.files(path)) - {'sha256.json'}
