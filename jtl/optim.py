@@ -10,6 +10,7 @@ compiled step. What changes over time is a list of phases, `((until_step, rules)
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -111,14 +112,15 @@ def optimiser(
             raise UserError(f'unknown key config.optim.{key}: {nearest(key, [*known, *options])}')
     if schedule not in SCHEDULES:
         raise UserError(f'config.optim.schedule: {schedule!r} is unknown; {nearest(schedule, SCHEDULES)}')
-    _require(lr > 0, 'lr', lr, 'above 0')
+    _require(0 < lr < math.inf, 'lr', lr, 'above 0, and finite')
     _require(0 <= warmup <= steps, 'warmup', warmup, f'steps between 0 and the run’s {steps}')
-    _require(weight_decay >= 0, 'weight_decay', weight_decay, 'at least 0')
+    _require(0 <= weight_decay < math.inf, 'weight_decay', weight_decay, 'at least 0, and finite')
     _require(accumulate >= 1 and accumulate == int(accumulate), 'accumulate', accumulate, 'a whole number from 1')
     _require(clip is None or clip > 0, 'clip', clip, 'above 0, or None')
     _require(ema is None or 0 < ema < 1, 'ema', ema, 'between 0 and 1, or None')
     decay_rules = tuple((str(regex), value) for regex, value in decay_rules)
     kwargs = tuple(sorted(kwargs.items()))
+    _try_once(name, kwargs)
     optim = Optim(name, kwargs, schedule, tuple(boundaries), decay_rules, clip, int(accumulate), ema)
     return optim, Rates(*map(float, (lr, final, warmup, steps, weight_decay)))
 
@@ -126,6 +128,16 @@ def optimiser(
 def _require(ok: bool, key: str, value: Any, expected: str) -> None:
     if not ok:
         raise UserError(f'config.optim.{key}: {value} should be {expected}.')
+
+
+@functools.cache
+def _try_once(name: str, kwargs: tuple) -> None:
+    """One update of a scalar, since optax looks at some arguments only when it uses them."""
+    try:
+        tx, x = getattr(optax, name)(learning_rate=0.1, **dict(kwargs)), jnp.ones(())
+        jax.eval_shape(lambda x: tx.update(x, tx.init(x), x), x)
+    except (TypeError, ValueError, AttributeError) as e:
+        raise UserError(f'config.optim: optax.{name} does not take {dict(kwargs)}: {str(e).splitlines()[0]}') from e
 
 
 @functools.cache
@@ -157,7 +169,7 @@ def match(rules: Rules, paths: Iterable[str], what: str) -> dict[str, float | No
             patterns.append((regex, re.compile(regex), multiplier))
         except re.error as e:
             raise UserError(f'{what}: {regex!r} is not a regular expression: {e}') from e
-        if multiplier is not None and not multiplier > 0:
+        if multiplier is not None and not 0 < multiplier < math.inf:
             raise UserError(f'{what}: multiplier {multiplier} of {regex!r} should be above 0, or None to freeze.')
     paths = list(paths)
     for regex, pattern, _ in patterns:

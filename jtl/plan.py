@@ -49,6 +49,9 @@ def make_plan(config: Config) -> Plan:
     static, rates = optim.optimiser(steps, **config.optim)
     if config.batch_size % static.accumulate:
         raise UserError(f'config.batch_size: {config.batch_size} does not divide into {static.accumulate} equal parts.')
+    for until, _ in config.rule_phases[:-1]:
+        if until is not None and until >= steps:
+            raise UserError(f'config.phases: a phase ends at step {until}, but the run has {steps} steps.')
     eval_every = config.eval_every or max(steps // 20, 1)
     save_every = eval_every if config.checkpoint_every is None else config.checkpoint_every
     return Plan(config, loaded, weights, method, static, rates, steps, eval_every, save_every)
@@ -58,6 +61,8 @@ def check_sections(config: Config) -> None:
     """Every key and name that can be checked without opening anything."""
     check_kwargs(data.load, config.data, 'config.data', ignore=('preprocess', 'batch_size', 'seed'))
     check_kwargs(data.Preprocess, config.preprocess, 'config.preprocess')
+    check_kwargs(build, config.model, 'config.model', ignore=('num_classes',))
+    check_kwargs(optim.optimiser, config.optim, 'config.optim', ignore=('steps',))
     optim.optimiser(config.steps or sys.maxsize, **config.optim)
     make_method(*_as_keys(config), 2)
     for name in config.evals:

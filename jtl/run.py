@@ -32,6 +32,8 @@ from jtl.errors import UserError
 
 PyTree = Any
 
+STARTED = ('model', 'params.txt', 'config.tmp')  # what a run leaves that was killed before it wrote config.json
+
 
 class Run(NamedTuple):
     """A finished run, read back."""
@@ -132,7 +134,7 @@ def check(workdir: Path, new: dict) -> None:
     if not workdir.is_dir():
         raise UserError(f'--workdir {workdir}: is a file, not a folder.')
     if not (workdir / 'config.json').exists():
-        if any(workdir.iterdir()):
+        if any(p.name not in STARTED for p in workdir.iterdir()):
             raise UserError(f'--workdir {workdir}: is not empty and not the folder of a run; name a new one.')
         return
     old = _json(workdir / 'config.json')

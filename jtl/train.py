@@ -276,7 +276,7 @@ def fetch(host: Host, step: int) -> None:
     for before, values in zip(range(len(host.window) - 1, -1, -1), host.window):
         if bad := metrics.first_not_finite(values):
             raise Diverged(
-                f'step {step - before}: training {bad} is {values[bad]}. The last good checkpoint is kept. '
+                f'step {step - before}: training {bad} is {values[bad]}. Checkpoints of earlier steps are kept. '
                 'A lower config.optim.lr, warm-up or config.optim.clip may help.'
             )
 

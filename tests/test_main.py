@@ -65,6 +65,12 @@ def finished(tmp_path_factory):
         ('--config.data.augment=flip', r"config\.data\.augment: 'flip' should be tuple, e\.g\. \('flip',\)"),
         ('--config.model.hidden=8', r'config\.model\.hidden: 8 should be tuple\[int, \.\.\.\]'),
         ('--config.preprocess.mean=grey', r"config\.preprocess\.mean: 'grey' should be tuple\[float"),
+        ('--config.optim.lr=abc', r"config\.optim\.lr: 'abc' should be float"),
+        ('--config.optim.lr=True', r'config\.optim\.lr: True should be float'),
+        ('--config.optim.boundaries=abc', r'config\.optim\.boundaries'),
+        ('--config.optim.steps=4', r'unknown key config\.optim\.steps'),
+        ('--config.model.num_classes=3', r'unknown key config\.model\.num_classes'),
+        ('--config.model.name=3', r'config\.model\.name: 3 should be str'),
         ('--config.epochs=2', r'give one of config\.steps and config\.epochs'),
         ('--config.steps=None', r'give one of config\.steps and config\.epochs'),
     ],
@@ -109,6 +115,7 @@ def test_main_refuses_a_wrong_flag(flag, message, refuse):
         ("--config.rules=(('*', 1.0),)", r"config\.rules: '\*' is not a regular expression"),
         ("--config.rules=(('.*', -1.0),)", r'config\.rules: multiplier -1\.0'),
         ("--config.phases=((2, (('.*', 1.0),)), (1, (('.*', 1.0),)), (None, (('.*', 1.0),)))", r'steps \[2, 1, None\]'),
+        ("--config.phases=((3, (('.*', 1.0),)), (None, (('.*', 1.0),)))", r'ends at step 3, but the run has 3 steps'),
         ("--config.phases=((2, (('.*', 1.0),)),)", r'config\.phases: .*None for the last'),
     ],
 )
@@ -374,7 +381,7 @@ def test_main_stops_at_a_loss_that_is_not_finite_and_keeps_the_last_good_checkpo
     flags = ['--config.optim.lr=1e30', '--config.checkpoint_every=1', '--config.eval_every=1']
     assert main([f'--config={config}', f'--workdir={tmp_path / "run"}', *flags]) == 2
     said = capsys.readouterr().err
-    assert re.search(r'step 2: training (loss|grad_norm) is (nan|inf)\. The last good checkpoint is kept', said)
+    assert re.search(r'step 2: training (loss|grad_norm) is (nan|inf)\. Checkpoints of earlier steps are kept', said)
     assert checkpoint.steps(tmp_path / 'run' / 'checkpoints') == [1]
     parts, progress = checkpoint.load(tmp_path / 'run' / 'checkpoints', 1)
     assert np.isfinite(parts['params']['head']['bias']).all() and progress['best_step'] == 1
