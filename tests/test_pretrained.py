@@ -14,7 +14,7 @@ def filled(value, head=2, **more):
     """Parameters and state of a model, all equal to `value`."""
     shapes = {'backbone/conv/kernel': (3, 4), 'backbone/bn/scale': (4,), 'head/kernel': (4, head), 'head/bias': (head,)}
     params = tree.unflatten({path: np.full(shape, value) for path, shape in {**shapes, **more}.items()})
-    return params, {'batch_stats': {'backbone': {'bn': {'mean': np.full(4, value)}}}}
+    return params, {'model': {'batch_stats': {'backbone': {'bn': {'mean': np.full(4, value)}}}}}
 
 
 def weights(params, state, classes=CLASSES):
@@ -40,7 +40,7 @@ def test_into_keeps_the_fresh_head_when_they_are_not_even_of_the_same_number(cla
         'head/bias': {0.0},
         'head/kernel': {0.0},
     }
-    assert values(state) == {'batch_stats/backbone/bn/mean': {1.0}}
+    assert values(state) == {'model/batch_stats/backbone/bn/mean': {1.0}}
     assert {path for path, source in origin.items() if source == 'fresh'} == {'head/bias', 'head/kernel'}
 
 
@@ -52,7 +52,7 @@ def test_into_does_not_mind_another_number_of_classes():
 def test_into_leaves_state_that_the_weights_know_nothing_of():
     params, state = filled(0.0)
     _, state, _ = into(params, {**state, 'queue': {'x': np.zeros(2)}}, weights(*filled(1.0)), CLASSES)
-    assert values(state) == {'batch_stats/backbone/bn/mean': {1.0}, 'queue/x': {0.0}}
+    assert values(state) == {'model/batch_stats/backbone/bn/mean': {1.0}, 'queue/x': {0.0}}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_into_names_what_does_not_fit(mine, theirs, message):
 
 def test_into_names_a_statistic_of_another_shape():
     params, state = filled(1.0)
-    state['batch_stats']['backbone']['bn']['mean'] = np.zeros(7)
+    state['model']['batch_stats']['backbone']['bn']['mean'] = np.zeros(7)
     with pytest.raises(UserError, match=r'batch_stats/backbone/bn/mean is \(7,\) there, \(4,\) here'):
         into(*filled(0.0), weights(params, state), CLASSES)
 
@@ -82,3 +82,9 @@ def test_load_refuses_what_is_no_run(tmp_path):
         load(str(tmp_path / 'none'))
     with pytest.raises(UserError, match='it has no config.json'):
         load(str(tmp_path))
+
+
+def test_into_names_statistics_that_are_missing():
+    params, _ = filled(1.0)
+    with pytest.raises(UserError, match=r'1 missing \(model/batch_stats/backbone/bn/mean\)'):
+        into(*filled(0.0), weights(params, {}), CLASSES)

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jtl import run, tree
@@ -56,25 +55,24 @@ def into(
 ) -> tuple[PyTree, PyTree, dict[str, str]]:
     """`(params, state, {path: where it came from})` with the weights in.
 
-    Every parameter and statistic outside the head must be found, with its shape, and every one of the weights must
-    find its place. The head is kept if the classes are the same ones in the same order, else it stays fresh.
+    Every parameter outside the head and every statistic of the model must be found, with its shape, and every one of
+    the weights must find its place. The head is kept if the classes are the same ones in the same order, else it stays
+    fresh. What else a method keeps in its state stays as it is.
 
     Raises:
         UserError: what is missing, left over or of another shape.
     """
     keep_head = classes == weights.classes
-    mine, theirs = tree.flatten(params), tree.flatten(weights.params)
-    wanted = {path for path in mine if keep_head or not path.startswith('head/')}
-    given = {path for path in theirs if keep_head or not path.startswith('head/')}
-    _same({p: mine[p] for p in wanted}, {p: theirs[p] for p in given}, weights.uri)
-    merged = {path: theirs[path] if path in wanted else leaf for path, leaf in mine.items()}
-    origin = {path: weights.uri if path in wanted else 'fresh' for path in mine}
-
-    here, there = tree.flatten(state), tree.flatten(weights.state)
-    shared = {path: there.get(path) for path in here if path.split('/')[0] in weights.state}
-    _same({p: here[p] for p in shared}, {p: v for p, v in shared.items() if v is not None}, weights.uri)
-    state = jax.tree.unflatten(jax.tree.structure(state), [shared.get(path, leaf) for path, leaf in here.items()])
-    return jax.tree.unflatten(jax.tree.structure(params), list(merged.values())), state, origin
+    whole = {**params, 'model': state.get('model', {})}  # what the weights are of
+    mine, theirs = (
+        {path: leaf for path, leaf in tree.flatten(node).items() if keep_head or not path.startswith('head/')}
+        for node in (whole, {**weights.params, 'model': weights.state.get('model', {})})
+    )
+    _same(mine, theirs, weights.uri)
+    whole = tree.map_paths(lambda path, leaf: theirs.get(path, leaf), whole)
+    statistics = whole.pop('model')
+    origin = {path: weights.uri if path in theirs else 'fresh' for path in tree.flatten(params)}
+    return whole, {**state, 'model': statistics} if statistics else state, origin
 
 
 def _same(mine: dict, theirs: dict, uri: str) -> None:
