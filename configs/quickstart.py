@@ -23,8 +23,8 @@ from jtl import compare
 
 LABELS = (1, 2, 5, 10)
 SEEDS = 10
-STEPS = 40
-RATES = (3e-3, 1e-2, 3e-2)
+STEPS = 30
+RATES = (1e-2, 3e-2, 1e-1)
 HEAD, ALL = (('head/.*', 1.0), ('.*', None)), (('.*', 1.0),)
 METHODS = {
     'scratch': {'rules': ALL},
@@ -54,11 +54,11 @@ def sweep(config):
         {
             'data': {'name': 'letters', 'augment': (('pad_crop', 1),), 'eval_batch_size': 256},
             'batch_size': 128,
-            'steps': 800,
+            'steps': 500,
             'optim.lr': 1e-2,
             'optim.weight_decay': 0.1,
-            'eval_every': 800,
-            'checkpoint_every': 800,
+            'eval_every': 500,
+            'checkpoint_every': 500,
             'log_every': 100,
         },
     )
