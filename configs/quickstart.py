@@ -36,7 +36,7 @@ METHODS = {
 
 def get_config(arg=None):
     config = ConfigDict()
-    config.data = {'name': 'digits', 'val': 0.2, 'eval_batch_size': 64}
+    config.data = {'name': 'digits', 'val': 0.2, 'eval_batch_size': 256}
     config.model = {'name': 'resnet', 'stages': (1, 1, 1), 'width': 12}
     config.batch_size = 16
     config.steps = STEPS

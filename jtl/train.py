@@ -173,7 +173,8 @@ def compile_slots(phase: optim.Phase, static: optim.Optim) -> Callable:
 def start(plan: Plan) -> tuple[TrainState, tuple[optim.Phase, ...], str]:
     """A fresh run: init -> load -> prepare -> optimiser. `(state, phases, the text of params.txt)`."""
     rng_init, rng_prepare, rng_train = jax.random.split(jax.random.key(plan.config.seed), 3)
-    params, state = compile_init(plan.method)(rng_init, next(plan.data.plain('train')))
+    example = {name: value[:1] for name, value in next(plan.data.plain('train')).items()}
+    params, state = compile_init(plan.method)(rng_init, example)
     origin = {}
     if plan.weights:
         params, state, origin = pretrained.into(params, state, plan.weights, plan.data.classes)

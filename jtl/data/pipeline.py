@@ -123,7 +123,11 @@ class TrainBatch:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)  # grain prints what it maps, and these hold arrays
 class PlainBatch:
-    """k -> the k-th batch of a pass in order, not augmented; the last one is filled up with rows of mask 0."""
+    """k -> the k-th batch of a pass in order, not augmented.
+
+    The last one is filled up with rows of mask 0 to a power of two, so that splits of all sizes share a few shapes and a
+    small one is not mostly padding.
+    """
 
     get: Callable[[int], dict]
     labels: np.ndarray
@@ -133,7 +137,7 @@ class PlainBatch:
 
     def __call__(self, k: int) -> dict[str, np.ndarray]:
         index = self.index[k * self.batch_size : (k + 1) * self.batch_size]
-        padding = self.batch_size - len(index)
+        padding = min(self.batch_size, 1 << (len(index) - 1).bit_length()) - len(index)
         mask = np.r_[np.ones(len(index), np.float32), np.zeros(padding, np.float32)]
         index = np.r_[index, np.repeat(index[-1:], padding)]
         batch = _stack([_fitted(self.get(int(i)), self.preprocess) for i in index], self.labels, index, self.preprocess)

@@ -117,16 +117,22 @@ def test_train_batch_of_features():
 # Evaluation.
 
 
-def test_plain_batch_pads_the_last_one_with_mask_0():
-    make = PlainBatch(get, LABELS, INDEX, AS_IT_IS, 4)
-    assert len(make) == 3  # 4 + 4 + 2
-    parts = [make(k) for k in range(3)]
-    assert [p['mask'].tolist() for p in parts] == [[1] * 4, [1] * 4, [1, 1, 0, 0]]
-    assert all(p['image'].shape == (4, 8, 8, 3) for p in parts)
+def test_plain_batch_pads_the_last_one_to_a_power_of_two_with_mask_0():
+    make = PlainBatch(get, LABELS, INDEX, AS_IT_IS, 7)
+    assert len(make) == 2  # 10 examples: 7, then 3 and a row of padding
+    parts = [make(k) for k in range(2)]
+    assert [p['mask'].tolist() for p in parts] == [[1] * 7, [1, 1, 1, 0]]
+    assert [p['image'].shape for p in parts] == [(7, 8, 8, 3), (4, 8, 8, 3)]
     real = np.concatenate([p['index'][p['mask'] > 0] for p in parts])
     np.testing.assert_array_equal(real, INDEX)
-    assert parts[2]['index'].tolist() == [11, 12, 12, 12]  # padding repeats the last example, so its labels are valid
-    np.testing.assert_array_equal(parts[2]['label'], LABELS[[11, 12, 12, 12]])
+    assert parts[1]['index'].tolist() == [10, 11, 12, 12]  # padding repeats the last example, so its labels are valid
+    np.testing.assert_array_equal(parts[1]['label'], LABELS[[10, 11, 12, 12]])
+
+
+def test_plain_batch_is_never_larger_than_asked_for():
+    make = PlainBatch(get, LABELS, INDEX, AS_IT_IS, 6)  # 6, then 4 of what would be up to 6
+    assert [len(make(k)['mask']) for k in range(2)] == [6, 4]
+    assert len(PlainBatch(get, LABELS, INDEX[:5], AS_IT_IS, 6)(0)['mask']) == 6  # not 8
 
 
 def test_plain_batch_of_a_size_that_fits_has_no_padding():
