@@ -285,7 +285,11 @@ def notes(workdir, rows, lines, baseline, tune, pair, metric, majority) -> list[
     if majority is not None:
         said.append(f'Always naming the most frequent class: {100 * majority:.1f} %.')
     for fact in FACTS:
-        if values := {json.dumps(r['facts'][fact], sort_keys=True).strip('"') for r in rows if fact in r['facts']}:
+        if values := {
+            json.dumps(r['facts'][fact], sort_keys=True, ensure_ascii=False).strip('"')
+            for r in rows
+            if fact in r['facts']
+        }:
             said.append(
                 f'{fact}: ' + ('; '.join(sorted(values)) if len(values) < 4 else f'{len(values)} different ones')
             )

@@ -125,8 +125,8 @@ class TrainBatch:
 class PlainBatch:
     """k -> the k-th batch of a pass in order, not augmented.
 
-    The last one is filled up with rows of mask 0 to a power of two, so that splits of all sizes share a few shapes and a
-    small one is not mostly padding.
+    The last one is filled up with rows of mask 0 to a power of two, so that splits of all sizes share a few shapes and
+    a small one is not mostly padding.
     """
 
     get: Callable[[int], dict]
