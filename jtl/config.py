@@ -89,7 +89,7 @@ def parse(config: Mapping | ConfigDict) -> Config:
         if needed and 'name' not in getattr(parsed, section):
             raise UserError(f'missing key config.{section}.name.')
     if (parsed.steps is None) == (parsed.epochs is None):
-        raise UserError('config: give one of config.steps and config.epochs.')
+        raise UserError('config: give one of config.steps and config.epochs (=None leaves the other out).')
     if parsed.phases and 'rules' in values:
         raise UserError('config: give one of config.rules and config.phases.')
     for key, least in LEAST.items():
