@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jtl import report
+from jtl import metrics, report
 from jtl.errors import UserError, nearest
 
 RESERVED = ('run', 'method', 'source', 'step', 'val', 'test', 'majority', 'params', 'seconds', 'facts')
@@ -215,7 +215,7 @@ def write(
     majority = float(np.mean(found)) if found and metric == 'accuracy' else None
     head, *body = grid(lines, baseline, tune, pair, metric, unit)
     said, noted = sentences(lines, baseline, unit), notes(workdir, rows, lines, baseline, tune, pair, metric, majority)
-    (workdir / 'results.jsonl').write_text(''.join(json.dumps(_strict(row)) + '\n' for row in rows))
+    (workdir / 'results.jsonl').write_text(''.join(json.dumps(metrics.finite(row)) + '\n' for row in rows))
     marked = ['| ' + ' | '.join(line) + ' |' for line in (head, ['---'] * len(head), *body)]
     blocks = [f'# {title or "Comparison"}', *said, '![](results.png)', '\n'.join(marked)]
     blocks.append('\n'.join(f'- {note}' for note in noted) + '\n')
@@ -294,10 +294,3 @@ def notes(workdir, rows, lines, baseline, tune, pair, metric, majority) -> list[
                 f'{fact}: ' + ('; '.join(sorted(values)) if len(values) < 4 else f'{len(values)} different ones')
             )
     return said
-
-
-def _strict(value):
-    """The value with NaN and infinities as null, which JSON has no numbers for."""
-    if isinstance(value, dict):
-        return {k: _strict(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not np.isfinite(value) else value

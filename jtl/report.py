@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from jtl.errors import UserError
 from jtl.evals import Seen, classification
+from jtl.metrics import read as read_rows
 
 TOP = '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
 GREY = '#6b7280'
@@ -81,11 +82,7 @@ def write(run: Path | str, pictures: Callable[[int], np.ndarray | None] | None =
 def read_metrics(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """metrics.jsonl as {split: {name: (steps, values)}}; a last line cut off by a crash is passed over."""
     points = {}
-    for line in path.read_text('utf-8').splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
+    for row in read_rows(path) if path.exists() else ():
         for name, value in row.items():
             if name not in ('step', 'split') and isinstance(value, (int, float, type(None))):
                 points.setdefault(row['split'], {}).setdefault(name, []).append((row['step'], value))

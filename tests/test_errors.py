@@ -23,8 +23,8 @@ def test_nearest_suggests_and_lists():
 
 
 def test_check_kwargs_takes_what_the_signature_takes():
-    check_kwargs(section, {'size': 3, 'rate': 1, 'name': None}, 'config.x')
-    check_kwargs(anything, {'size': 3, 'more': 'x'}, 'config.x')
+    assert check_kwargs(section, {'size': 3, 'rate': 1, 'name': None}, 'config.x') is None
+    assert check_kwargs(anything, {'size': 3, 'more': 'x'}, 'config.x') is None
 
 
 @pytest.mark.parametrize(

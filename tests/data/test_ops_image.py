@@ -179,8 +179,8 @@ def test_augment_applies_in_order():
 
 
 def test_check_ops_accepts_good_ones():
-    ops.check_ops(ALL, 16)
-    ops.check_ops(('flip', ['pad_crop', 4], ('random_resized_crop', (0.2, 1.0))), 32)
+    assert ops.check_ops(ALL, 16) is None
+    assert ops.check_ops(('flip', ['pad_crop', 4], ('random_resized_crop', (0.2, 1.0))), 32) is None
 
 
 @pytest.mark.parametrize(
