@@ -11,7 +11,6 @@ compiled step. What changes over time is a list of phases, `((until_step, rules)
 import functools
 import inspect
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ import optax
 
 from jtl import tree
 from jtl.errors import UserError, nearest
+from jtl.rules import match
 
 PyTree = Any
 Rules = Sequence[tuple[str, float | None]]
@@ -156,37 +156,12 @@ def _optimisers() -> list[str]:
 # Rules -> labels.
 
 
-def match(rules: Rules, paths: Iterable[str], what: str) -> dict[str, float | None]:
-    """The multiplier of each path under `rules`: the first regex that matches the whole path.
-
-    Raises:
-        UserError: a regex is malformed or matches no path at all, a path is covered by none, or a multiplier is not a
-            positive number or None.
-    """
-    patterns = []
+def multipliers(rules: Rules, paths: Iterable[str], what: str) -> dict[str, float | None]:
+    """The multiplier of each path: see `jtl.rules.match`."""
     for regex, multiplier in rules:
-        try:
-            patterns.append((regex, re.compile(regex), multiplier))
-        except re.error as e:
-            raise UserError(f'{what}: {regex!r} is not a regular expression: {e}') from e
         if multiplier is not None and not 0 < multiplier < math.inf:
             raise UserError(f'{what}: multiplier {multiplier} of {regex!r} should be above 0, or None to freeze.')
-    paths = list(paths)
-    for regex, pattern, _ in patterns:
-        if not any(pattern.fullmatch(path) for path in paths):
-            raise UserError(f'{what}: {regex!r} matches no parameter. {nearest(regex, _outline(paths))}')
-    values = {}
-    for path in paths:
-        hit = next((p for p in patterns if p[1].fullmatch(path)), None)
-        if hit is None:
-            raise UserError(f"{what}: no rule covers {path!r}. End with ('.*', None) to freeze what is left, or 1.0.")
-        values[path] = hit[2]
-    return values
-
-
-def _outline(paths: list[str]) -> list[str]:
-    """Paths short enough to print: two levels, then `.*`."""
-    return sorted({'/'.join(p.split('/')[:2]) + ('/.*' if p.count('/') > 1 else '') for p in paths})
+    return match(rules, paths, what, last="('.*', None) to freeze, or ('.*', 1.0),")
 
 
 def make_phases(params: PyTree, rules: Sequence[tuple[int | None, Rules]], decay_rules: Rules) -> tuple[Phase, ...]:
@@ -196,10 +171,10 @@ def make_phases(params: PyTree, rules: Sequence[tuple[int | None, Rules]], decay
     optimisers keep a count a group: what thaws starts from fresh slots and a count of zero.
 
     Raises:
-        UserError: as `match`; or a phase in which everything is frozen, or phases out of order.
+        UserError: as `jtl.rules.match`; or a phase in which everything is frozen, or phases out of order.
     """
     paths = list(tree.flatten(params))
-    decays = match(decay_rules, paths, 'config.optim.decay_rules')
+    decays = multipliers(decay_rules, paths, 'config.optim.decay_rules')
     ends = [until for until, _ in rules]
     if ends[-1] is not None or any(e is None for e in ends[:-1]) or sorted({0, *ends[:-1]}) != [0, *ends[:-1]]:
         raise UserError(f'config.phases: they end at steps {ends}; expected rising steps, and None for the last.')
@@ -207,7 +182,7 @@ def make_phases(params: PyTree, rules: Sequence[tuple[int | None, Rules]], decay
     since: dict[str, int] = {}
     for i, (until, phase_rules) in enumerate(rules):
         what = 'config.rules' if len(rules) == 1 else f'config.phases[{i}]'
-        rate = match(phase_rules, paths, what)
+        rate = multipliers(phase_rules, paths, what)
         since = {path: since.get(path, i) for path in paths if rate[path] is not None}
         if not since:
             raise UserError(f'{what}: every parameter is frozen, so nothing would be trained.')

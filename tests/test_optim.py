@@ -40,8 +40,8 @@ def update(rules, grads=GRADS, steps=1, **section):
 def test_match_takes_the_first_rule_that_matches_the_whole_path():
     rules = (('head', 5.0), ('head/.*', 1.0), ('.*kernel', 0.1), ('.*', None))
     with pytest.raises(UserError, match="'head' matches no parameter"):  # not a prefix match
-        optim.match(rules, PATHS, 'config.rules')
-    assert optim.match(rules[1:], PATHS, 'config.rules') == {
+        optim.multipliers(rules, PATHS, 'config.rules')
+    assert optim.multipliers(rules[1:], PATHS, 'config.rules') == {
         'backbone/conv/bias': None,
         'backbone/conv/kernel': 0.1,
         'head/bias': 1.0,
