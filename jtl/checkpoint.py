@@ -1,45 +1,59 @@
 """Checkpoints: what a run needs to go on, written whole or not at all, and verified when read.
 
     checkpoints/00001200/          the number of updates done
-        params/ state/ …           one Orbax checkpointable for each part of the training state
-        progress.json              host-side values: the phase, the best value, …
+        params/ state/ …           one Orbax tree for each part of the training state
+        progress.json              the format, and host-side values: the phase, the best values, …
         sha256.json                the hash of every other file; written last
 
-A folder is written under a temporary name and renamed, in a background thread, so the training step does not wait.
-Nothing in a checkpoint is executed: arrays and JSON only.
+A folder is written under a temporary name, brought to the disk, and renamed, in a background thread, so that the
+training step does not wait. Nothing in a checkpoint is executed: arrays and JSON only.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
+import orbax.checkpoint as ocp
 
 from jtl import tree
 from jtl.errors import UserError
 
 PyTree = Any
 
-_ORBAX = threading.Lock()  # a load while another thread saves makes most of the saves fail (measured, Orbax 0.12.8)
+FORMAT = 1  # of this layout; what is written in another one is refused
 _HASHES = 'sha256.json'
 _PROGRESS = 'progress.json'
+_TEMPORARY = 'tmp-*'
+_ORBAX = threading.Lock()  # a load while another thread saves makes most of the saves fail (measured, Orbax 0.12.8)
+
+
+class Damaged(UserError):
+    """A checkpoint is not as it was written."""
 
 
 class Writer:
-    """Saves into `folder`, one checkpoint at a time, keeping the newest and the named best."""
+    """Saves into `folder`, one checkpoint at a time, and deletes old ones.
 
-    def __init__(self, folder: Path):
-        self.folder = folder.absolute()  # Orbax takes no relative path
+    Args:
+        folder: made if need be; None is a writer that writes nothing, for all processes of a run but the first.
+        keep_last: how many of the newest to keep.
+    """
+
+    def __init__(self, folder: Path | None, keep_last: int = 1):
+        self.folder = folder and folder.absolute()  # Orbax takes no relative path
+        self.keep_last = keep_last
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
         self._pending: Future | None = None
-        for left_over in folder.glob('tmp-*'):  # of a run that was killed while it wrote
+        for left_over in folder.glob(_TEMPORARY) if folder else ():  # of a run that was killed while it wrote
             shutil.rmtree(left_over)
 
     def __enter__(self) -> 'Writer':
@@ -53,11 +67,16 @@ class Writer:
             if error is None:
                 raise
 
-    def save(self, step: int, parts: dict[str, PyTree], progress: dict, keep: Iterable[int]) -> None:
-        """Writes the checkpoint of `step`, then deletes those that are neither it nor in `keep`."""
+    def save(self, step: int, parts: dict[str, PyTree], progress: dict, best: Iterable[int] = ()) -> None:
+        """Writes the checkpoint of `step`, then deletes all but the newest and those in `best`.
+
+        What is later than `step` is deleted too: it is of a future that this run did not reach again.
+        """
         self.wait()
+        if self.folder is None:
+            return
         host = jax.tree.map(_to_host, {name: part for name, part in parts.items() if jax.tree.leaves(part)})
-        self._pending = self._pool.submit(self._write, step, host, progress, {step, *keep})
+        self._pending = self._pool.submit(self._write, step, host, progress, set(best))
 
     def wait(self) -> None:
         """Returns when the last save is on the disk; raises what went wrong with it."""
@@ -65,33 +84,95 @@ class Writer:
             pending, self._pending = self._pending, None
             try:
                 pending.result()
-            except OSError as e:
-                raise UserError(f'{self.folder}: the checkpoint could not be written: {e.strerror or e}.') from e
+            except (OSError, ValueError) as e:  # TensorStore tells of a full disk by a ValueError
+                raise UserError(
+                    f'{self.folder}: the checkpoint could not be written: {_reason(e)}. '
+                    f'Here are those of steps {steps(self.folder) or "none"}; the same command goes on.'
+                ) from e
 
-    def _write(self, step: int, parts: dict[str, PyTree], progress: dict, keep: set[int]) -> None:
+    def _write(self, step: int, parts: dict[str, PyTree], progress: dict, best: set[int]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary, final = self.folder / f'tmp-{step}', self.folder / f'{step:08d}'
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             with _ORBAX:
-                ocp.save_checkpointables(temporary, {name: _plain(part) for name, part in parts.items()})
-            (temporary / _PROGRESS).write_text(json.dumps(progress))
+                for name, part in parts.items():
+                    _orbax().save(temporary / name, ocp.args.PyTreeSave(_plain(part)))
+            (temporary / _PROGRESS).write_text(json.dumps({'format': FORMAT, 'progress': progress}))
             (temporary / _HASHES).write_text(json.dumps(_hashes(temporary)))
+            _to_disk(temporary)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if final.exists():  # this very step, saved before
-            final.rename(self.folder / f'tmp-old-{step}')
-        temporary.rename(final)
-        shutil.rmtree(self.folder / f'tmp-old-{step}', ignore_errors=True)
+        if final.exists():  # this very step, saved before; `_finish` knows of a kill between these renames
+            self._delete(final, then=lambda: temporary.rename(final))
+        else:
+            temporary.rename(final)
+        _sync(self.folder)
+        last = [s for s in steps(self.folder) if s <= step][-self.keep_last :]
         for other in steps(self.folder):
-            if other not in keep:
-                shutil.rmtree(self.folder / f'{other:08d}')
+            if other not in best.union(last):
+                self._delete(self.folder / f'{other:08d}')
+
+    def _delete(self, path: Path, then: Callable[[], Any] = lambda: None) -> None:
+        """At once, by a rename, so that a kill leaves no half of a checkpoint."""
+        gone = self.folder / f'tmp-old-{path.name}'
+        path.rename(gone)
+        then()
+        shutil.rmtree(gone)
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in `folder`, ascending."""
-    return sorted(int(p.name) for p in folder.glob('[0-9]*') if p.name.isdigit() and (p / _HASHES).is_file())
+    """Steps of the checkpoints in `folder`, ascending."""
+    return sorted(int(p.name) for p in folder.glob('[0-9]*') if _is_ours(p))
+
+
+def check(folder: Path) -> None:
+    """Refuses a folder that cannot be written to, or that holds what jtl did not put there.
+
+    Raises:
+        UserError: naming what.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f'{folder}: is a file; checkpoints go into a folder of this name.')
+    for path in sorted(folder.iterdir()):
+        if not _is_ours(path) and not path.match(_TEMPORARY):
+            raise UserError(f'{folder}: holds {path.name!r}, which is not a checkpoint; move it elsewhere.')
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f'{folder}: cannot be written to.')
+
+
+def newest(folder: Path) -> tuple[int, dict[str, PyTree], dict, list[str]] | None:
+    """`(step, parts, progress, what is wrong with later ones)` of the newest whole checkpoint; None if there is none.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    _finish(folder)
+    bad = []
+    for step in reversed(steps(folder)):
+        try:
+            return step, *load(folder, step), bad
+        except Damaged as e:
+            bad.append(str(e))
+    if bad:
+        raise UserError(
+            f'{folder}: no checkpoint is whole. {" ".join(bad)} Delete the folder to train again from the start.'
+        )
+    return None
+
+
+def _finish(folder: Path) -> None:
+    """Renames a checkpoint that was written whole when its writer was killed, where it is the only one of its step."""
+    for temporary in folder.glob('tmp-[0-9]*'):
+        step = temporary.name.removeprefix('tmp-')
+        if not step.isdecimal() or (folder / f'{int(step):08d}').exists():
+            continue
+        with contextlib.suppress(Damaged):
+            _verify(temporary)
+            temporary.rename(folder / f'{int(step):08d}')
 
 
 def load(folder: Path, step: int, names: Iterable[str] | None = None) -> tuple[dict[str, PyTree], dict]:
@@ -101,26 +182,32 @@ def load(folder: Path, step: int, names: Iterable[str] | None = None) -> tuple[d
         names: the parts wanted; None is all. A part that was empty when saved comes back as an empty dict.
 
     Raises:
-        UserError: a file is missing, truncated or changed.
+        Damaged: a file is missing, truncated or changed.
+        UserError: written by a version of jtl that does it in another way.
     """
     path = folder.absolute() / f'{step:08d}'
+    _verify(path)
+    told = json.loads((path / _PROGRESS).read_text())
+    if told.get('format') != FORMAT:
+        raise UserError(
+            f'{path}: is in format {told.get("format", 0)}, written by another version of jtl; this one reads {FORMAT}.'
+        )
+    saved = [p.name for p in path.iterdir() if (p / '_METADATA').is_file()]
+    names = saved if names is None else list(names)
+    with _ORBAX:
+        parts = {name: _orbax().restore(path / name) if name in saved else {} for name in names}
+    return parts, told['progress']
+
+
+def _verify(path: Path) -> None:
     try:
         expected = dict(json.loads((path / _HASHES).read_text()))
         found = _hashes(path)
     except (OSError, ValueError, TypeError) as e:
-        raise UserError(f'{path}: not a readable checkpoint ({e}).') from e
+        raise Damaged(f'{path}: not a readable checkpoint ({e}).') from e
     bad = sorted(file for file in {*expected, *found} if expected.get(file) != found.get(file))
     if bad:
-        raise UserError(
-            f'{path}: damaged: {", ".join(bad[:3])} {"is" if len(bad) == 1 else "are"} not as written. '
-            f'Delete this folder to go on from an earlier checkpoint; here are {steps(folder)}.'
-        )
-    progress = json.loads((path / _PROGRESS).read_text())
-    saved = [p.name for p in path.iterdir() if (p / '_METADATA').is_file()]
-    wanted = saved if names is None else [name for name in names if name in saved]
-    with _ORBAX:
-        parts = ocp.load_checkpointables(path, dict.fromkeys(wanted)) if wanted else {}
-    return {name: parts.get(name, {}) for name in (saved if names is None else names)}, progress
+        raise Damaged(f'{path}: damaged: {", ".join(bad[:3])} {"is" if len(bad) == 1 else "are"} not as written.')
 
 
 def restore(like: PyTree, saved: PyTree, what: str) -> PyTree:
@@ -137,6 +224,19 @@ def restore(like: PyTree, saved: PyTree, what: str) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), [have[path] for path in want])
 
 
+def _orbax() -> ocp.Checkpointer:
+    """Reads and writes a tree in this process alone.
+
+    Orbax v1 cannot: it broadcasts over all devices before it writes, whichever processes are said to be active, and
+    does so in the thread that saves, beside the collectives of the training step (measured, 0.12.8).
+    """
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix='jtl'
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
 def _plain(part: PyTree) -> dict:
     """Nested dicts of host arrays by path, whatever the pytree's own types."""
     return tree.unflatten(tree.flatten(part))
@@ -149,6 +249,39 @@ def _to_host(leaf: jax.Array) -> np.ndarray:
     return np.array(leaf)
 
 
+def _is_ours(path: Path) -> bool:
+    return path.name.isdecimal() and len(path.name) >= 8 and path.is_dir()
+
+
 def _hashes(path: Path) -> dict[str, str]:
-    files = sorted(p for p in path.rglob('*') if p.is_file() and p.name != _HASHES)
-    return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    """Path below `path` -> sha256, of all files there but the one that holds these."""
+    files = sorted(p for p in path.rglob('*') if p.is_file() and p != path / _HASHES)
+    return {str(p.relative_to(path)): _sha256(p) for p in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """Everything below a folder, so that not even a power cut leaves a renamed folder of empty files."""
+    for p in [*path.rglob('*'), path]:
+        _sync(p)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError:
+        if not path.is_dir():  # some network file systems do not sync folders
+            raise
+    finally:
+        os.close(file)
+
+
+def _reason(error: Exception) -> str:
+    """`No space left on device`, from the operating system or from TensorStore, whose own account is a page long."""
+    text = getattr(error, 'strerror', None) or str(error)
+    return text.split(' [')[0].rsplit(': ', 1)[-1].rstrip('.')

@@ -16,7 +16,26 @@ from ml_collections import ConfigDict
 from jtl import metrics
 from jtl.errors import UserError, check_kwargs, nearest
 
-LEAST = {'steps': 1, 'batch_size': 1, 'log_every': 1, 'eval_every': 1, 'checkpoint_every': 0, 'patience': 1, 'seed': 0}
+LEAST = {
+    'steps': 1,
+    'batch_size': 1,
+    'log_every': 1,
+    'eval_every': 1,
+    'checkpoint_every': 0,
+    'keep_last': 1,
+    'keep_best': 1,
+    'patience': 1,
+    'seed': 0,
+}
+MAY_CHANGE = (  # when a run goes on: where and how it is computed, not what
+    'config.sharding',
+    'config.data.threads',
+    'config.data.workers',
+    'config.data.cache_mb',
+    'config.keep_last',
+    'config.report',
+    'config.tensorboard',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +62,10 @@ class Config:
         eval_every: steps between evaluations; None is twenty times a run.
         checkpoint_every: steps between checkpoints; None is `eval_every`, and 0 writes none at all, so that the run
             ends with its last parameters in memory and cannot be resumed or used for prediction.
+        keep_last: how many of the newest checkpoints to keep; with two, one may be damaged.
+        keep_best: how many of the best by `select` to keep besides.
         log_every: steps between lines of training metrics, which are means over the steps in between.
+        sharding: keyword arguments of `jtl.sharding.sharding`; a text is its `rules`: `fsdp`.
         report: whether pictures and `report.html` are made at the end.
         tensorboard: whether metrics are mirrored as TensorBoard event files.
     """
@@ -65,7 +87,10 @@ class Config:
     patience: int | None = None
     eval_every: int | None = None
     checkpoint_every: int | None = None
+    keep_last: int = 2
+    keep_best: int = 1
     log_every: int = 50
+    sharding: Mapping[str, Any] | str = dataclasses.field(default_factory=dict)
     report: bool = True
     tensorboard: bool = False
 
@@ -84,7 +109,8 @@ def parse(config: Mapping | ConfigDict) -> Config:
     values = plain(config)
     check_kwargs(Config, values, 'config')
     parsed = Config(**values)
-    parsed = dataclasses.replace(parsed, method={'name': 'supervised', **parsed.method})
+    sharding = {'rules': parsed.sharding} if isinstance(parsed.sharding, str) else parsed.sharding
+    parsed = dataclasses.replace(parsed, method={'name': 'supervised', **parsed.method}, sharding=sharding)
     for section, needed in (('data', True), ('model', parsed.model or not parsed.init)):
         if needed and 'name' not in getattr(parsed, section):
             raise UserError(f'missing key config.{section}.name.')
@@ -139,10 +165,12 @@ def as_json(config: Config | Mapping) -> dict:
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = 'config') -> list[str]:
-    """`key: old -> new` for every value that differs."""
+    """`key: old -> new` for every value that differs and may not."""
     found = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
+        if f'{prefix}.{key}' in MAY_CHANGE:
+            continue
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, f'{prefix}.{key}')
         elif a != b:

@@ -36,6 +36,13 @@ def parameters(params: PyTree, phases: Sequence[Phase], origin: dict[str, str], 
     return f'{table}\n{summary}'
 
 
+def devices(state: PyTree, count: int) -> str:
+    """A line on how much of a training state each of several devices holds."""
+    arrays = [x for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    each = sum(x.addressable_shards[0].data.nbytes for x in arrays)
+    return f'{count} devices, {_mib(each)} of the {_mib(tree.nbytes(arrays))} of training state on each.'
+
+
 def sizes(params: PyTree, phases: Sequence[Phase]) -> dict[str, int]:
     """Parameters in total, and how many are trained in any phase."""
     leaves = jax.tree.leaves(params)

@@ -10,17 +10,21 @@ from jtl.errors import UserError
 
 
 class Writer:
-    """Appends rows `{"step": …, "split": …, name: number, …}`."""
+    """Appends rows `{"step": …, "split": …, name: number, …}`; without a folder, nowhere."""
 
-    def __init__(self, folder: Path, from_step: int = 0, tensorboard: bool = False):
+    def __init__(self, folder: Path | None, from_step: int = 0, tensorboard: bool = False):
         """Drops rows after `from_step`, which a run that was cut short will write again."""
-        self._path = folder / 'metrics.jsonl'
-        if self._path.exists():
+        self._path = folder and folder / 'metrics.jsonl'
+        self._mirror = _tensorboard(folder) if folder and tensorboard else None
+        if folder and self._path.exists():
             kept = [row for row in read(self._path) if row['step'] <= from_step]
-            self._path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-        self._mirror = _tensorboard(folder) if tensorboard else None
+            temporary = self._path.with_suffix('.tmp')  # a kill leaves the old file or the new one
+            temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+            temporary.replace(self._path)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        if self._path is None:
+            return
         with self._path.open('a') as f:
             f.write(json.dumps(finite({'step': step, 'split': split, **values})) + '\n')
         if self._mirror:

@@ -5,14 +5,19 @@ import functools
 import json
 import math
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from jtl import data, names, optim
+import jax
+
+from jtl import data, names, optim, sharding
 from jtl.config import Config, as_json
 from jtl.errors import UserError, check_kwargs
 from jtl.method import Method
 from jtl.models import build, preprocess
 from jtl.pretrained import load as pretrained
+
+PyTree = Any
 
 
 class Plan(NamedTuple):
@@ -24,6 +29,10 @@ class Plan(NamedTuple):
     method: Method
     optim: optim.Optim
     rates: optim.Rates
+    shapes: tuple[PyTree, PyTree]  # of params and state as initialised
+    phases: tuple[optim.Phase, ...]
+    share: data.Share  # of every batch, that this process makes
+    layout: sharding.Layout
     steps: int
     eval_every: int
     save_every: int  # 0: never
@@ -49,12 +58,39 @@ def make_plan(config: Config) -> Plan:
     static, rates = optim.optimiser(steps, **config.optim)
     if config.batch_size % static.accumulate:
         raise UserError(f'config.batch_size: {config.batch_size} does not divide into {static.accumulate} equal parts.')
+    placed = sharding.sharding(**config.sharding)
+    sharding.check_batch(config.batch_size, static.accumulate, placed)
     for until, _ in config.rule_phases[:-1]:
         if until is not None and until >= steps:
             raise UserError(f'config.phases: a phase ends at step {until}, but the run has {steps} steps.')
     eval_every = config.eval_every or max(steps // 20, 1)
-    save_every = eval_every if config.checkpoint_every is None else config.checkpoint_every
-    return Plan(config, loaded, weights, method, static, rates, steps, eval_every, save_every)
+    shapes = _init(method).eval_shape(jax.random.key(0), example(loaded))
+    return Plan(
+        config=config,
+        data=loaded,
+        weights=weights,
+        method=method,
+        optim=static,
+        rates=rates,
+        shapes=shapes,
+        phases=optim.make_phases(shapes[0], config.rule_phases, static.decay_rules),
+        share=placed.share,
+        layout=placed.layout(shapes[0]),
+        steps=steps,
+        eval_every=eval_every,
+        save_every=eval_every if config.checkpoint_every is None else config.checkpoint_every,
+    )
+
+
+def example(loaded: data.Data) -> dict:
+    """A batch of one, to initialise with."""
+    return {name: value[:1] for name, value in next(loaded.plain('train')).items()}
+
+
+@functools.lru_cache(maxsize=32)
+def _init(method: Method) -> Callable:
+    """For its shapes; `jit` remembers them."""
+    return jax.jit(method.init)
 
 
 def check_sections(config: Config) -> None:
@@ -63,6 +99,8 @@ def check_sections(config: Config) -> None:
     check_kwargs(data.Preprocess, config.preprocess, 'config.preprocess')
     check_kwargs(build, config.model, 'config.model', ignore=('num_classes',))
     check_kwargs(optim.optimiser, config.optim, 'config.optim', ignore=('steps',))
+    check_kwargs(sharding.sharding, config.sharding, 'config.sharding')
+    sharding.sharding(**config.sharding)
     optim.optimiser(config.steps or sys.maxsize, **config.optim)
     make_method(*_as_keys(config), 2)
     for name in config.evals:

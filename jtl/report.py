@@ -75,7 +75,9 @@ def write(run: Path | str, pictures: Callable[[int], np.ndarray | None] | None =
     page += _details(run, result.get('params') or {})
     head = f'{TOP}<title>{html.escape(run.resolve().name)}</title><style>{STYLE}</style></head><body>'
     text = '\n'.join([head, *page, '</body></html>\n'])
-    (run / 'report.html').write_text(text, encoding='utf-8')
+    temporary = run / 'report.tmp'  # the page is there whole or not at all, and then it is written again
+    temporary.write_text(text, encoding='utf-8')
+    temporary.replace(run / 'report.html')
     return run / 'report.html'
 
 

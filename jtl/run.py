@@ -4,23 +4,28 @@ config.json       the config with every default, version, commit, hardware, hash
 params.txt        a row a parameter: shape, multiplier, weight decay, where its value came from
 metrics.jsonl     a row a measurement
 result.json       the end
-checkpoints/      the newest and the best
+checkpoints/      the newest ones and the best
+lock              while a process works in the folder: which one
 predictions.npz   index, label and logits of the test split
 model/model.json  architecture, class names, preprocessing: with a checkpoint, all that prediction needs
 report.html       the page, and its pictures as PNG
 """
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import functools
 import json
 import os
 import platform
 import shlex
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,7 +37,7 @@ from jtl.errors import UserError
 
 PyTree = Any
 
-STARTED = ('model', 'params.txt', 'config.tmp')  # what a run leaves that was killed before it wrote config.json
+STARTED = ('lock', 'model', 'params.txt', 'config.tmp')  # what a run leaves that was killed before it wrote config.json
 
 
 class Run(NamedTuple):
@@ -127,7 +132,8 @@ def check(workdir: Path, new: dict) -> None:
     """Refuses a folder that is not this run's.
 
     Raises:
-        UserError: it holds a run of another config or of other data, naming what differs, or files that are no run's.
+        UserError: it holds a run of another config or of other data, naming what differs, or files that are no run's,
+            or cannot be written to.
     """
     if not workdir.exists():
         return
@@ -145,6 +151,64 @@ def check(workdir: Path, new: dict) -> None:
             f'--workdir {workdir}: holds a run with another config; it differs in {"; ".join(changed)}. '
             'Name another --workdir, or delete this one.'
         )
+    checkpoint.check(workdir / 'checkpoints')
+
+
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Makes the folder and keeps other processes out of it; a kill ends that too.
+
+    Whoever fails before anything is written leaves no folder behind.
+
+    Raises:
+        UserError: another process works in it, or it cannot be written to.
+    """
+    made = [p for p in (workdir, *workdir.parents) if not p.exists()]
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = _locked(workdir / 'lock')
+    except BlockingIOError as e:
+        holder = (workdir / 'lock').read_text().strip() or 'just started'
+        raise UserError(f'--workdir {workdir}: another process works in it ({holder}).') from e
+    except OSError as e:
+        raise UserError(f'--workdir {workdir}: cannot be written to: {e.strerror}.') from e
+    with file:
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+        file.flush()
+        try:
+            yield
+        finally:
+            (workdir / 'lock').unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty: there is a run in it
+                for path in made:
+                    path.rmdir()
+
+
+def _locked(path: Path) -> IO[str]:
+    """The file, made if need be, open and locked."""
+    while True:
+        file = path.open('a+')
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except OSError as e:
+            if e.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                print(f'Note: {path.parent} is on a file system without locks; start no second process in it.')
+                return file
+            file.close()
+            raise
+        file.close()  # whoever had the lock before has deleted it meanwhile
+
+
+def note_change(workdir: Path, now: dict) -> str | None:
+    """What of the versions is not as it was when the run began, so that its numbers may come out otherwise."""
+    before = _json(workdir / 'config.json').get('versions', {})
+    changed = [f'{k} {before.get(k)} -> {v}' for k, v in now['versions'].items() if before.get(k) != v]
+    if not changed:
+        return None
+    return f'Note: begun with other versions ({", ".join(changed)}); numbers may be rounded otherwise from here on.'
 
 
 def write_start(workdir: Path, record: dict, model: dict, params_table: str) -> None:

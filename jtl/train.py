@@ -6,42 +6,32 @@ each step:  batch -> gradients of the trained leaves -> update; now and then log
 at the end: the best checkpoint by the validation metric -> test split, once
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtl import checkpoint, describe, evals, metrics, optim, report, run
+from jtl import checkpoint, describe, evals, hosts, metrics, optim, report, run
 from jtl.config import Config, as_json, parse
 from jtl.errors import UserError, nearest
-from jtl.method import Method
-from jtl.models import norm
-from jtl.plan import Plan, make_plan
+from jtl.plan import Plan, example, make_plan
 from jtl.pretrained import load as pretrained
 from jtl.progress import Clock, Progress
+from jtl.sharding import Layout
+from jtl.step import TrainState, compile_init, compile_predict, compile_slots, compile_step
 
 PyTree = Any
 
 LOWER_IS_BETTER = ('loss', 'ece')
-
-
-class TrainState(NamedTuple):
-    """All that a step reads and writes, on the device."""
-
-    step: jax.Array  # updates done
-    rng: jax.Array  # the run's key; step s uses fold_in(rng, s)
-    params: PyTree
-    state: PyTree
-    opt_state: PyTree
-    ema: PyTree  # of the trained leaves; empty when off
 
 
 @dataclasses.dataclass
@@ -49,11 +39,15 @@ class Host:
     """The rest of what decides the future, on the host; saved with every checkpoint."""
 
     phase: int = 0
-    best_step: int | None = None
-    best_value: float | None = None
+    best: list[list] = dataclasses.field(default_factory=list)  # [step, validation value], the best first
     waited: int = 0  # evaluations since the best
+    pending: bool = False  # the evaluation after this step is still to be made
     window: list[dict[str, float]] = dataclasses.field(default_factory=list)  # training metrics not logged yet
     seconds: float = 0.0  # spent so far, over all sessions
+
+    @property
+    def best_step(self) -> int | None:
+        return self.best[0][0] if self.best else None
 
 
 class Diverged(UserError):
@@ -70,12 +64,13 @@ def train(
     """Trains one model, in `workdir`, and returns what `result.json` says.
 
     May be called as often as one likes in a process; runs that differ only in seed, rates or data share compiled
-    functions. The same call again resumes a run that was cut short, and returns the result of a finished one.
+    functions. The same call again resumes a run that was cut short, and returns the result of a finished one. When
+    several processes train together, all of them make the same call; the first reads and writes `workdir`.
 
     Args:
         config: see `jtl.config.Config`.
         workdir: the run's folder, made if need be.
-        stop: asked after every step; True saves a checkpoint and raises `Stopped`.
+        stop: asked after every step and every batch of an evaluation; True saves a checkpoint and raises `Stopped`.
         quiet: prints nothing but a progress line, and that only in runs of some seconds.
 
     Raises:
@@ -85,105 +80,74 @@ def train(
     workdir = Path(workdir)
     plan = make_plan(parse(config))
     record = run.record(as_json(plan.config), plan.data.fingerprint, plan.weights and plan.weights.sha256)
+    hosts.agreed('The config, or the data or weights behind it,', {k: record[k] for k in ('config', 'data', 'weights')})
+    say = (lambda text: None) if quiet or not hosts.is_first() else print
+    with contextlib.ExitStack() as held:
+        result = hosts.told(lambda: claim(plan, workdir, record, held))
+        if result is None:
+            asked = hosts.asked_anywhere(stop)
+            ts, host = begin(plan, workdir, record, say)
+            ts, host, timing = fit(plan, ts, host, workdir, asked, quiet or not hosts.is_first())
+            result = finish(plan, ts, host, timing, workdir, asked)
+        if hosts.is_first():
+            write_report(plan, workdir)
+    return result
+
+
+def claim(plan: Plan, workdir: Path, record: dict, held: contextlib.ExitStack) -> dict | None:
+    """The result of a finished run; else the folder is this process's alone until `held` closes."""
     run.check(workdir, record)
-    if (workdir / 'result.json').exists():
+    if not (workdir / 'result.json').exists():
+        held.enter_context(run.lock(workdir))
+    if (workdir / 'result.json').exists():  # perhaps only now
         return json.loads((workdir / 'result.json').read_text())
-    say = (lambda text: None) if quiet else print
-    saved = checkpoint.steps(workdir / 'checkpoints')
-    if saved:
-        ts, host, phases = resume(plan, workdir / 'checkpoints', saved[-1])
-        say(f'{workdir}: going on from step {saved[-1]} of {plan.steps}.')
-    else:
-        ts, phases, table = start(plan)
-        host = Host()
-        run.write_start(workdir, record, run.model_record(record['config'], plan.data), table)
-        say(table)
-    ts, host, timing = fit(plan, ts, host, phases, workdir, stop, quiet)
-    return finish(plan, ts, host, timing, phases, workdir)
+    return None
 
 
-# The step.
-
-
-@functools.lru_cache(maxsize=64)
-def compile_step(method: Method, phase: optim.Phase, static: optim.Optim) -> Callable:
-    """The compiled `train_step` of one phase; the learning rate and its schedule's lengths are arguments."""
-
-    def train_step(ts: TrainState, batch: dict, rates: optim.Rates) -> tuple[TrainState, dict]:
-        rng = jax.random.fold_in(ts.rng, ts.step)
-        trained, frozen = optim.split(ts.params, phase)
-        loss = norm.still(method.loss, optim.frozen_paths(ts.params, phase))
-        grads_of = accumulate(method.grads(optim.only(loss, frozen)), static.accumulate)
-        grads, state, measured = grads_of(trained, ts.state, batch, rng, ts.step)
-        params, opt_state, moved = optim.update(grads, ts.opt_state, ts.params, phase, static, rates, ts.step)
-        ema = optim.average(ts.ema, params, phase, static.ema, ts.step) if static.ema else ts.ema
-        return TrainState(ts.step + 1, ts.rng, params, state, opt_state, ema), {**measured, **moved}
-
-    return jax.jit(train_step, donate_argnums=0)
-
-
-def accumulate(grads: Callable, parts: int) -> Callable:
-    """`grads` averaged over `parts` equal pieces of the batch, one after the other; state passes along."""
-    if parts == 1:
-        return grads
-
-    def accumulated(params, state, batch, rng, step):
-        pieces = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)  # [B, …] -> [parts, B/parts, …]
-
-        def one(carry, piece):
-            total, state = carry
-            i, piece = piece
-            g, state, measured = grads(params, state, piece, jax.random.fold_in(rng, i), step)
-            return (jax.tree.map(jnp.add, total, g), state), measured
-
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        (total, state), measured = jax.lax.scan(one, (zeros, state), (jnp.arange(parts), pieces))
-        mean = lambda x: x.mean(0)
-        return jax.tree.map(lambda g: g / parts, total), state, jax.tree.map(mean, measured)
-
-    return accumulated
-
-
-@functools.lru_cache(maxsize=32)
-def compile_init(method: Method) -> Callable:
-    """Run once, so not worth optimising: without, ResNet-20 compiles in 1.4 s instead of 9."""
-    return jax.jit(method.init, compiler_options={'xla_backend_optimization_level': 0})
-
-
-@functools.lru_cache(maxsize=32)
-def compile_predict(method: Method) -> Callable:
-    return jax.jit(method.predict)
-
-
-@functools.lru_cache(maxsize=64)
-def compile_slots(phase: optim.Phase, static: optim.Optim) -> Callable:
-    """params -> fresh `(opt_state, ema)` of a phase."""
-
-    def slots(params: PyTree) -> tuple[PyTree, PyTree]:
-        opt_state = optim.transform(phase, params, static, 0.0, 0.0).init(params)
-        ema = jax.tree.map(jnp.copy, optim.split(params, phase)[0]) if static.ema else ()
-        return opt_state, ema
-
-    return jax.jit(slots)
+def write_report(plan: Plan, workdir: Path) -> None:
+    """The page of a finished run, unless it is there."""
+    if plan.config.report and not (workdir / 'report.html').exists():
+        report.write(workdir, functools.partial(plan.data.picture, 'test') if 'test' in plan.data.sizes else None)
 
 
 # Start and resume.
 
 
-def start(plan: Plan) -> tuple[TrainState, tuple[optim.Phase, ...], str]:
-    """A fresh run: init -> load -> prepare -> optimiser. `(state, phases, the text of params.txt)`."""
+def begin(plan: Plan, workdir: Path, record: dict, say: Callable[[str], None]) -> tuple[TrainState, Host]:
+    """The state to go on from: the newest whole checkpoint's, or a fresh one."""
+    saved = hosts.told(lambda: checkpoint.newest(workdir / 'checkpoints'))
+    if saved:
+        step, parts, progress, damaged = saved
+        for text in damaged if hosts.is_first() else ():
+            print(f'{text} Going on from the one before it.')
+        ts, host = resume(plan, step, parts, progress, str(workdir / 'checkpoints'))
+        say(f'{workdir}: going on from step {step} of {plan.steps}.')
+        if hosts.is_first() and (note := run.note_change(workdir, record)):
+            print(note)
+    else:
+        ts, table = start(plan)
+        host = Host()
+        if hosts.is_first():
+            run.write_start(workdir, record, run.model_record(record['config'], plan.data), table)
+        say(table)
+    if plan.layout.mesh:
+        say(describe.devices(ts, plan.layout.mesh.size))
+    return ts, host
+
+
+def start(plan: Plan) -> tuple[TrainState, str]:
+    """A fresh run: init -> load -> prepare -> optimiser. `(state, the text of params.txt)`."""
     rng_init, rng_prepare, rng_train = jax.random.split(jax.random.key(plan.config.seed), 3)
-    example = {name: value[:1] for name, value in next(plan.data.plain('train')).items()}
-    params, state = compile_init(plan.method)(rng_init, example)
+    params, state = compile_init(plan.method, plan.layout)(rng_init, example(plan.data))
     origin = {}
     if plan.weights:
         params, state, origin = pretrained.into(params, state, plan.weights, plan.data.classes)
     params, state = plan.method.prepare(params, state, plan.data.plain('train'), rng_prepare)
-    params, state = jax.device_put((params, state))
-    phases = optim.make_phases(params, plan.config.rule_phases, plan.optim.decay_rules)
-    ts = TrainState(jnp.int32(0), rng_train, params, state, *compile_slots(phases[0], plan.optim)(params))
+    step, rng, params, state = plan.layout.place((jnp.int32(0), rng_train, params, state))
+    slots = compile_slots(plan.phases[0], plan.optim, plan.layout)(params)
+    ts = TrainState(step, rng, params, state, *slots)
     check_select(plan, ts)
-    return ts, phases, describe.parameters(params, phases, origin, ts.opt_state)
+    return ts, describe.parameters(params, plan.phases, origin, ts.opt_state)
 
 
 def check_select(plan: Plan, ts: TrainState) -> None:
@@ -196,50 +160,84 @@ def check_select(plan: Plan, ts: TrainState) -> None:
             raise UserError(f'{what}; {nearest(plan.config.select, known)}')
 
 
-def resume(plan: Plan, folder: Path, step: int) -> tuple[TrainState, Host, tuple[optim.Phase, ...]]:
-    """All from the checkpoint: `load` and `prepare` are not done again, and `state` has the shapes it had."""
-    parts, saved = checkpoint.load(folder, step)
-    host = Host(**saved)
-    params = jax.tree.map(jnp.asarray, parts['params'])
-    phases = optim.make_phases(params, plan.config.rule_phases, plan.optim.decay_rules)
-    like = jax.eval_shape(compile_slots(phases[host.phase], plan.optim), params)
-    opt_state = checkpoint.restore(like[0], parts.get('opt_state', {}), str(folder))
-    ema = checkpoint.restore(like[1], parts.get('ema', {}), str(folder))
-    rest = jax.tree.map(jnp.asarray, (parts.get('state', {}), opt_state, ema))
-    rng = jax.random.wrap_key_data(jnp.asarray(parts['loop']['rng']))
-    return TrainState(jnp.int32(step), rng, params, *rest), host, phases
+def resume(plan: Plan, step: int, parts: dict[str, PyTree], progress: dict, what: str) -> tuple[TrainState, Host]:
+    """All from a checkpoint: `load` and `prepare` are not done again, and `state` has the shapes it had.
+
+    Raises:
+        UserError: it is of another model, optimiser or version.
+    """
+    try:
+        host = Host(**progress)
+        rng = jax.random.wrap_key_data(jnp.asarray(parts['loop']['rng']))
+        state, slots = parts.get('state', {}), compile_slots(plan.phases[host.phase], plan.optim, plan.layout)
+    except (TypeError, KeyError, IndexError) as e:
+        raise UserError(f'{what}: the checkpoint of step {step} is of another version of jtl ({e}).') from e
+    params = checkpoint.restore(plan.shapes[0], parts.get('params', {}), what)
+    checkpoint.restore(plan.shapes[1].get('model', {}), state.get('model', {}), what)
+    like = slots.eval_shape(params)
+    opt_state = checkpoint.restore(like[0], parts.get('opt_state', {}), what)
+    ema = checkpoint.restore(like[1], parts.get('ema', {}), what)
+    return plan.layout.place(TrainState(jnp.int32(step), rng, params, state, opt_state, ema)), host
 
 
-def save(writer: checkpoint.Writer, ts: TrainState, host: Host, step: int) -> None:
+def save(writer: checkpoint.Writer, layout: Layout, ts: TrainState, host: Host, step: int) -> None:
     parts = {'params': ts.params, 'state': ts.state, 'opt_state': ts.opt_state, 'ema': ts.ema, 'loop': {'rng': ts.rng}}
-    keep = [] if host.best_step is None else [host.best_step]
-    writer.save(step, parts, dataclasses.asdict(host), keep)
+    writer.save(step, layout.gather(parts), dataclasses.asdict(host), best=[step for step, _ in host.best])
 
 
 # The loop.
 
 
 def fit(
-    plan: Plan, ts: TrainState, host: Host, phases: tuple, workdir: Path, stop: Callable[[], bool], quiet: bool
+    plan: Plan, ts: TrainState, host: Host, workdir: Path, asked: Callable[[], bool], quiet: bool
 ) -> tuple[TrainState, Host, dict]:
     """Steps until the end, until patience runs out, or until asked to stop."""
-    config, first = plan.config, int(ts.step)
-    end = first if exhausted(host, config) else plan.steps  # a run killed after its last step has none to make
-    log = metrics.Writer(workdir, first, config.tensorboard)
+    config, phases, first = plan.config, plan.phases, int(ts.step)
+    folder = workdir if hosts.is_first() else None
+    log = metrics.Writer(folder, first, config.tensorboard)
     clock = Clock(config.batch_size, host.seconds)
-    with checkpoint.Writer(workdir / 'checkpoints') as writer, Progress(first, plan.steps, quiet) as progress:
-        for step, batch in enumerate(plan.data.train(first, end), first + 1):
+    with (
+        checkpoint.Writer(folder and folder / 'checkpoints', config.keep_last) as writer,
+        Progress(first, plan.steps, quiet) as progress,
+    ):
+
+        def look(step: int, saving: bool, stopping: bool) -> bool:
+            """Evaluates and saves what is due after `step`; whether the run ends with it."""
+            if host.pending and not stopping:
+                values, _ = evaluate(plan, ts, 'val', asked)
+                stopping = values is None
+                if values is not None:
+                    host.pending = False
+                    log.write(step, 'val', metrics.scalars(values))
+                    saving |= improves(host, config, values, step)
+            last = not host.pending and (step == plan.steps or exhausted(host, config))
+            if plan.save_every and (saving or stopping or last):
+                host.seconds = clock.total()
+                save(writer, plan.layout, ts, host, step)
+            if stopping and not last:
+                writer.wait()  # what went wrong with it is told instead
+                kept = 'saved' if plan.save_every else 'not saved, since config.checkpoint_every is 0'
+                raise Stopped(f'stopped after step {step} of {plan.steps}, {kept}')
+            return last
+
+        ended = first == plan.steps or exhausted(host, config)  # killed after its last step
+        if host.pending:  # stopped in the middle of an evaluation, which comes before the next step
+            ended = look(first, saving=True, stopping=asked())
+        end = first if ended else plan.steps
+        for step, batch in enumerate(plan.data.train(first, end, plan.share), first + 1):
             phase = optim.phase_at(phases, step - 1)
             if phase != host.phase:
                 ts, host.phase = enter(plan, ts, phases[phase]), phase
-            ts, measured = compile_step(plan.method, phases[phase], plan.optim)(ts, batch, plan.rates)
+            update = compile_step(plan.method, phases[phase], plan.optim, plan.layout)
+            ts, measured = update(ts, plan.layout.batch(batch), plan.rates)
             host.window.append(measured)
             clock.step(phase, wait_for=host.window[-2:])
 
-            last, asked = step == plan.steps, stop()
-            logging, evaluating = (last or step % n == 0 for n in (config.log_every, plan.eval_every))
-            saving = last or asked or (plan.save_every and step % plan.save_every == 0)
-            if logging or evaluating or saving:
+            stopping = asked()
+            logging, evaluating = (step == plan.steps or step % n == 0 for n in (config.log_every, plan.eval_every))
+            saving = bool(plan.save_every) and step % plan.save_every == 0
+            host.pending = evaluating and 'val' in plan.data.sizes
+            if logging or evaluating or saving or stopping:
                 fetch(host, step)  # from here on the window is finite numbers
             if logging:
                 values = {name: float(np.mean([m[name] for m in host.window])) for name in host.window[0]}
@@ -247,21 +245,9 @@ def fit(
                 log.write(step, 'train', values)
                 progress.show(values)
                 host.window = []
-            if evaluating and 'val' in plan.data.sizes:
-                values, _ = evaluate(plan, ts, 'val')
-                log.write(step, 'val', metrics.scalars(values))
-                saving |= improves(host, config.select, values, step)
-            last |= exhausted(host, config)
-            if plan.save_every and (saving or last):
-                host.seconds = clock.total()
-                save(writer, ts, host, step)
             progress.step(step)
-            if last:
+            if look(step, saving, stopping):
                 break
-            if asked:
-                writer.wait()  # what went wrong with it is told instead
-                kept = 'saved' if plan.save_every else 'not saved, since config.checkpoint_every is 0'
-                raise Stopped(f'stopped after step {step} of {plan.steps}, {kept}')
             clock.resume()
     speed = {'examples_per_second': clock.rate(overall=True), 'compile_seconds': clock.compiling}
     return ts, host, {'seconds': clock.total(), **speed}
@@ -284,24 +270,27 @@ def fetch(host: Host, step: int) -> None:
 
 def enter(plan: Plan, ts: TrainState, phase: optim.Phase) -> TrainState:
     """The next phase: what thaws gets fresh slots, what was trained keeps its own."""
-    opt_state, ema = compile_slots(phase, plan.optim)(ts.params)
+    opt_state, ema = compile_slots(phase, plan.optim, plan.layout)(ts.params)
     if plan.optim.ema:
         ema = jax.tree.map(lambda new, old: new if old is None else old, ema, ts.ema, is_leaf=lambda x: x is None)
         ema, _ = optim.split(optim.merge(ema, ts.params), phase)
     return ts._replace(opt_state=optim.carry(ts.opt_state, opt_state), ema=ema)
 
 
-def improves(host: Host, select: str | None, values: Mapping, step: int) -> bool:
-    """Whether the validation metric is the best so far, of equals the latest; counts the evaluations without a gain."""
-    if select is None:
+def improves(host: Host, config: Config, values: Mapping, step: int) -> bool:
+    """Whether the validation metric is among the `keep_best` best so far; counts evaluations since the best."""
+    if config.select is None:
         return False
-    sign = -1 if select in LOWER_IS_BETTER else 1
-    value = float(values[select])
-    gain = math.inf if host.best_value is None else sign * (value - host.best_value)
-    if gain >= 0:
-        host.best_step, host.best_value = step, value
-    host.waited = 0 if gain > 0 else host.waited + 1
-    return gain >= 0
+    sign = 1 if config.select in LOWER_IS_BETTER else -1
+    value = float(values[config.select])
+    gain = not math.isnan(value) and (not host.best or sign * value < sign * host.best[0][1])
+    host.waited = 0 if gain else host.waited + 1
+    if math.isnan(value):
+        return False
+    host.best = sorted([[step, value], *host.best], key=lambda b: sign * b[1])[
+        : config.keep_best
+    ]  # of equals the latest
+    return [step, value] in host.best
 
 
 def exhausted(host: Host, config: Config) -> bool:
@@ -309,28 +298,57 @@ def exhausted(host: Host, config: Config) -> bool:
     return config.patience is not None and host.waited >= config.patience
 
 
-def evaluate(plan: Plan, ts: TrainState, split: str, batches: int | None = None) -> tuple[dict, dict]:
-    """One exact pass over a split, or over its first few batches: `(values by name, outputs on the host)`."""
+def evaluate(
+    plan: Plan, ts: TrainState, split: str, asked: Callable[[], bool] | None = None, batches: int | None = None
+) -> tuple[dict | None, dict]:
+    """One exact pass over a split, or over its first few batches: `(values by name, outputs on the host)`.
+
+    Of a pass during which the run is asked to stop, the values are None.
+    """
     params = optim.merge(ts.ema, ts.params) if plan.optim.ema else ts.params
-    predict = functools.partial(compile_predict(plan.method), params, ts.state)
-    passes = lambda: itertools.islice(plan.data.plain(split), batches)
-    return evals.measure(plan.config.evals, predict, passes, plan.data.classes)
+    compiled = compile_predict(plan.method, plan.layout)
+    predict = lambda batch: compiled(params, ts.state, plan.layout.batch(batch))
+
+    def passes() -> Iterator[dict]:
+        for batch in itertools.islice(plan.data.plain(split, plan.share), batches):
+            if asked is not None and asked():
+                raise _Interrupted
+            yield batch
+
+    try:
+        return evals.measure(plan.config.evals, predict, passes, plan.data.classes)
+    except _Interrupted:
+        return None, {}
 
 
-def finish(plan: Plan, ts: TrainState, host: Host, timing: dict, phases: tuple, workdir: Path) -> dict:
-    """Takes the selected checkpoint, reads the test split once, and writes the result and the report."""
+class _Interrupted(Exception):
+    pass
+
+
+def finish(plan: Plan, ts: TrainState, host: Host, timing: dict, workdir: Path, asked: Callable[[], bool]) -> dict:
+    """Takes the selected checkpoint, reads the test split once, and writes the result."""
     if plan.save_every and host.best_step not in (None, int(ts.step)):
-        ts, _, _ = resume(plan, workdir / 'checkpoints', host.best_step)
+        what = str(workdir / 'checkpoints')
+        ts, _ = resume(plan, host.best_step, *hosts.told(lambda: selected(Path(what), host.best_step)), what)
     result = {}
     for split in ('val', 'test'):
         if split in plan.data.sizes:
-            values, outputs = evaluate(plan, ts, split)
+            values, outputs = evaluate(plan, ts, split, asked)
+            if values is None:
+                raise Stopped('stopped after the last step, before the end of the final evaluation')
             values = {name: np.asarray(value).tolist() for name, value in values.items()}
             result[split] = {**values, 'majority': plan.data.majority.get(split)}
-            if split == 'test':
+            if split == 'test' and hosts.is_first():
                 np.savez(workdir / 'predictions.npz', **{k: outputs[k] for k in ('index', 'label', 'logits')})
-    result |= {'step': int(ts.step), 'params': describe.sizes(ts.params, phases), **timing}
-    run.write_json(workdir / 'result.json', metrics.finite(result))
-    if plan.config.report:
-        report.write(workdir, functools.partial(plan.data.picture, 'test') if 'test' in plan.data.sizes else None)
+    result |= {'step': int(ts.step), 'params': describe.sizes(ts.params, plan.phases), **timing}
+    if hosts.is_first():
+        run.write_json(workdir / 'result.json', metrics.finite(result))
     return result
+
+
+def selected(folder: Path, step: int) -> tuple[dict[str, PyTree], dict]:
+    """The checkpoint with the best validation value, of which there is no second copy."""
+    try:
+        return checkpoint.load(folder, step)
+    except checkpoint.Damaged as e:
+        raise UserError(f'{e} It is the best by validation. Delete {folder} to train again from the start.') from e

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -23,10 +25,10 @@ PARTS = {
 }
 
 
-def write(folder, *steps, keep=(), parts=PARTS, progress=None):
-    writer = checkpoint.Writer(folder)
+def write(folder, *steps, best=(), parts=PARTS, progress=None, keep_last=1):
+    writer = checkpoint.Writer(folder, keep_last)
     for step in steps:
-        writer.save(step, parts, progress or {'phase': 1}, keep)
+        writer.save(step, parts, progress or {'phase': 1}, best)
     writer.wait()
     return folder
 
@@ -70,8 +72,14 @@ def test_save_takes_a_copy_that_donation_cannot_touch(tmp_path):
 
 def test_writer_keeps_the_newest_and_the_named(tmp_path):
     assert checkpoint.steps(write(tmp_path, 1, 2, 3)) == [3]
-    assert checkpoint.steps(write(tmp_path, 4, 5, keep=[3])) == [3, 5]
+    assert checkpoint.steps(write(tmp_path, 4, 5, best=[3])) == [3, 5]
     assert checkpoint.steps(tmp_path / 'nothing') == []
+
+
+def test_writer_keeps_the_last_few_and_drops_a_future_that_was_left(tmp_path):
+    assert checkpoint.steps(write(tmp_path, 1, 2, 3, 4, best=[1], keep_last=2)) == [1, 3, 4]
+    # 3 and 4 turned out damaged, say, and the run went on from 1
+    assert checkpoint.steps(write(tmp_path, 2, keep_last=2)) == [1, 2]
 
 
 def test_writer_replaces_the_same_step(tmp_path):
@@ -84,21 +92,20 @@ def test_writer_replaces_the_same_step(tmp_path):
 @pytest.mark.parametrize('where', ['arrays', 'hashes'])
 def test_a_failure_while_writing_leaves_the_older_checkpoint_and_nothing_else(where, tmp_path, monkeypatch):
     write(tmp_path, 1)
-    target = {'arrays': (checkpoint.ocp, 'save_checkpointables'), 'hashes': (checkpoint, '_hashes')}[where]
+    target = {'arrays': (checkpoint.ocp.Checkpointer, 'save'), 'hashes': (checkpoint, '_hashes')}[where]
     real = getattr(*target)
 
-    def fail(path, *args):
+    def fail(*args):
         if where == 'arrays':
-            real(path, *args)  # the arrays are there, the rest is not
+            real(*args)  # the first arrays are there, the rest is not
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     with monkeypatch.context() as patch:
         patch.setattr(*target, fail)
         writer = checkpoint.Writer(tmp_path)
         writer.save(2, PARTS, {}, ())
-        with pytest.raises(
-            UserError, match=f'{tmp_path}: the checkpoint could not be written: No space left on device'
-        ):
+        told = f'{tmp_path}: the checkpoint could not be written: No space left on device. Here are those of steps'
+        with pytest.raises(UserError, match=told):
             writer.wait()
     assert [p.name for p in tmp_path.iterdir()] == ['00000001']
     assert checkpoint.load(tmp_path, 1)[1] == {'phase': 1}
@@ -107,24 +114,100 @@ def test_a_failure_while_writing_leaves_the_older_checkpoint_and_nothing_else(wh
     assert checkpoint.steps(tmp_path) == [3]
 
 
-def test_a_full_disk_is_told_at_the_next_save(tmp_path, monkeypatch):
-    def fail(path, *args):
+def test_a_failed_save_is_told_at_the_next_one(tmp_path, monkeypatch):
+    def fail(*args):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(checkpoint.ocp, 'save_checkpointables', fail)
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, 'save', fail)
     writer = checkpoint.Writer(tmp_path)
     writer.save(1, PARTS, {}, ())
     with pytest.raises(UserError, match='No space left'):
         writer.save(2, PARTS, {}, ())
 
 
+FULL = """
+import resource, signal, sys
+import numpy as np
+from jtl import checkpoint
+from jtl.errors import UserError
+
+writer = checkpoint.Writer(__import__('pathlib').Path(sys.argv[1]))
+writer.save(1, {'params': {'x': np.ones(3)}}, {})
+writer.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that write() fails with EFBIG, as it does with ENOSPC
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    writer.save(2, {'params': {'x': np.random.default_rng(0).normal(size=(4000, 2000))}}, {})
+    writer.wait()
+except UserError as e:
+    print(e)
+"""
+
+
+def test_a_write_that_the_kernel_refuses_is_told_and_leaves_the_older_checkpoint(tmp_path):
+    # a real refusal, which TensorStore passes on as a ValueError of a page
+    done = subprocess.run([sys.executable, '-c', FULL, str(tmp_path)], capture_output=True, text=True)
+    expected = (
+        'the checkpoint could not be written: File too large. Here are those of steps [1]; the same command goes on.'
+    )
+    assert done.stdout == f'{tmp_path}: {expected}\n', done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ['00000001']
+
+
 def test_writer_clears_what_a_killed_run_left(tmp_path):
     write(tmp_path, 1)
-    (tmp_path / 'tmp-2').mkdir()
-    (tmp_path / 'tmp-2.orbax-checkpoint-tmp').mkdir()
-    (tmp_path / '00000002').mkdir()  # without hashes: not complete
+    (tmp_path / 'tmp-2' / 'params.orbax-checkpoint-tmp').mkdir(parents=True)
+    (tmp_path / 'tmp-old-00000000').mkdir()
+    assert checkpoint.newest(tmp_path)[0] == 1
     checkpoint.Writer(tmp_path)
-    assert not list(tmp_path.glob('tmp-*')) and checkpoint.steps(tmp_path) == [1]
+    assert [p.name for p in tmp_path.iterdir()] == ['00000001']
+
+
+def test_a_checkpoint_written_whole_but_not_renamed_is_not_lost(tmp_path):
+    write(tmp_path, 7)
+    (tmp_path / '00000007').rename(tmp_path / 'tmp-7')
+    assert checkpoint.newest(tmp_path)[0] == 7 and checkpoint.steps(tmp_path) == [7]
+    (tmp_path / '00000007').rename(tmp_path / 'tmp-7')
+    (tmp_path / 'tmp-7' / 'progress.json').unlink()
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_newest_goes_back_past_damaged_ones_and_names_them(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    write(tmp_path, 1, 2, 3, keep_last=3)
+    tiny.tamper(tiny.largest(tmp_path / '00000003'))
+    (tmp_path / '00000002' / 'sha256.json').unlink()
+    step, parts, progress, bad = checkpoint.newest(tmp_path)
+    assert (step, progress) == (1, {'phase': 1}) and 'params' in parts
+    assert '00000003: damaged' in bad[0] and '00000002: not a readable checkpoint' in bad[1]
+    tiny.tamper(tiny.largest(tmp_path / '00000001'))
+    with pytest.raises(UserError, match='no checkpoint is whole.*00000003.*00000001.* Delete the folder'):
+        checkpoint.newest(tmp_path)
+
+
+def test_check_refuses_what_is_not_ours(tmp_path):
+    checkpoint.check(tmp_path / 'nothing yet')
+    write(tmp_path / 'c', 1)
+    (tmp_path / 'c' / 'tmp-2').mkdir()
+    checkpoint.check(tmp_path / 'c')
+    for name in ('notes.txt', '0000001', 'best'):
+        (tmp_path / 'c' / name).mkdir()
+        with pytest.raises(UserError, match=f"c: holds '{name}', which is not a checkpoint"):
+            checkpoint.check(tmp_path / 'c')
+        (tmp_path / 'c' / name).rmdir()
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='file: is a file'):
+        checkpoint.check(tmp_path / 'file')
+
+
+def test_load_refuses_another_format(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, 'FORMAT', 0)
+    write(tmp_path, 1)
+    monkeypatch.undo()
+    with pytest.raises(
+        UserError, match='00000001: is in format 0, written by another version of jtl; this one reads 1'
+    ):
+        checkpoint.newest(tmp_path)
 
 
 @pytest.mark.parametrize('damage', ['flip', 'truncate', 'delete', 'add', 'progress', 'hashes', 'other hashes'])
@@ -149,11 +232,10 @@ def test_load_refuses_what_is_not_as_written(damage, tmp_path):
         checkpoint.load(tmp_path, 1)
 
 
-def test_load_names_the_damaged_file_and_what_else_there_is(tmp_path):
-    write(tmp_path, 1)
-    write(tmp_path, 2, keep=[1])
+def test_load_names_the_damaged_file(tmp_path):
+    write(tmp_path, 2)
     (tmp_path / '00000002' / 'progress.json').write_text('{}')
-    with pytest.raises(UserError, match=r'damaged: progress\.json is not as written.* here are \[1, 2\]'):
+    with pytest.raises(UserError, match=r'damaged: progress\.json is not as written'):
         checkpoint.load(tmp_path, 2)
 
 
@@ -185,9 +267,9 @@ def test_save_and_load_may_go_on_at_once(tmp_path):
     # without the lock 14 of 20 such saves failed
     parts = {'params': {f'x{i}': np.ones((64, 64), np.float32) for i in range(40)}}
     with checkpoint.Writer(tmp_path) as writer:
-        writer.save(1, parts, {}, keep=[])
+        writer.save(1, parts, {}, best=[])
     for step in range(2, 7):
         with checkpoint.Writer(tmp_path) as writer:
-            writer.save(step, parts, {}, keep=[1])
+            writer.save(step, parts, {}, best=[1])
             checkpoint.load(tmp_path, 1)
         assert checkpoint.steps(tmp_path) == [1, step]

@@ -341,23 +341,71 @@ def test_main_refuses_the_folder_of_a_run_on_data_that_changed(refuse, tmp_path)
     assert 'differs in the data behind it' in refuse(config=config, workdir=tmp_path / 'run')
 
 
-def test_main_refuses_a_damaged_checkpoint(refuse, finished, tmp_path):
-    run = tmp_path / 'again'
+def kill_at_the_end(finished, run):
+    """A copy of a finished run as a kill just before the end would have left it; its checkpoints, ascending."""
     shutil.copytree(finished, run)
-    (run / 'result.json').unlink()  # as if it had been killed at the end
-    newest = run / 'checkpoints' / f'{checkpoint.steps(run / "checkpoints")[-1]:08d}'
+    (run / 'result.json').unlink()
+    return [run / 'checkpoints' / f'{step:08d}' for step in checkpoint.steps(run / 'checkpoints')]
+
+
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'delete'])
+def test_main_names_a_damaged_checkpoint_and_goes_on_from_the_one_before(damage, finished, tmp_path, capsys):
+    run = tmp_path / 'again'
+    *_, before, newest = kill_at_the_end(finished, run)
     file = tiny.largest(newest)
-    tiny.tamper(file)
-    said = refuse(workdir=run)
-    assert f'{newest}: damaged: {file.relative_to(newest)} is not as written' in said
-    assert 'Delete this folder to go on from an earlier checkpoint' in said
-    file.write_bytes(file.read_bytes()[:-1])
-    assert 'damaged' in refuse(workdir=run)
-    file.unlink()
-    assert 'damaged' in refuse(workdir=run)
+    if damage == 'flip':
+        tiny.tamper(file)
+    elif damage == 'truncate':
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        file.unlink()
+    config = tiny.write_config(tmp_path / 'config.py')
+    assert main([f'--config={config}', f'--workdir={run}']) == 0
+    said = capsys.readouterr().out
+    assert f'{newest}: damaged: {file.relative_to(newest)} is not as written. Going on from the one before it.' in said
+    assert f'going on from step {int(before.name)} of 3' in said
+    old, new = (json.loads((folder / 'result.json').read_text()) for folder in (finished, run))
+    assert old['test'] == new['test'] and old['step'] == new['step']
+    assert tiny.rows(finished) == tiny.rows(run)
+    checkpoint.load(run / 'checkpoints', int(newest.name))  # written again, whole
 
 
-def test_main_goes_on_from_an_earlier_checkpoint_after_a_damaged_one_is_deleted(tmp_path):
+def test_main_refuses_when_no_checkpoint_is_whole(refuse, finished, tmp_path):
+    folders = kill_at_the_end(finished, tmp_path / 'again')
+    for folder in folders:
+        tiny.tamper(tiny.largest(folder))
+    said = refuse(workdir=tmp_path / 'again')
+    assert 'no checkpoint is whole' in said and all(f'{folder}: damaged' in said for folder in folders)
+
+
+def test_main_refuses_a_checkpoint_folder_with_other_things_in_it(refuse, finished, tmp_path):
+    kill_at_the_end(finished, tmp_path / 'again')
+    (tmp_path / 'again' / 'checkpoints' / 'thesis.tex').write_text('x')
+    assert "holds 'thesis.tex', which is not a checkpoint; move it elsewhere" in refuse(workdir=tmp_path / 'again')
+
+
+OTHERS = {
+    'model': (
+        {'model': {'name': 'mlp', 'hidden': (9,)}},
+        r"'backbone/fc1/bias' is \(9,\) in the checkpoint, \(8,\) here",
+    ),
+    'optimiser': ({'optim': {'name': 'adam', 'lr': 0.1}}, 'of another model, optimiser or version'),
+}
+
+
+@pytest.mark.parametrize('other', OTHERS)
+def test_main_refuses_a_checkpoint_of_another_run_put_in_its_place(other, refuse, finished, tmp_path):
+    changes, message = OTHERS[other]
+    config = tiny.write_config(tmp_path / 'other.py', {**tiny.CONFIG, **changes})
+    assert main([f'--config={config}', f'--workdir={tmp_path / "other"}']) == 0
+    run = tmp_path / 'again'
+    kill_at_the_end(finished, run)
+    shutil.rmtree(run / 'checkpoints')
+    shutil.copytree(tmp_path / 'other' / 'checkpoints', run / 'checkpoints')
+    assert re.search(message, refuse(workdir=run))
+
+
+def test_main_keeps_what_was_selected_when_only_that_checkpoint_is_left(tmp_path):
     run = tmp_path / 'again'
     config = tiny.write_config(tmp_path / 'config.py')
     command = [f'--config={config}', f'--workdir={run}', '--config.checkpoint_every=1', '--config.eval_every=1']
@@ -365,11 +413,23 @@ def test_main_goes_on_from_an_earlier_checkpoint_after_a_damaged_one_is_deleted(
     assert main(command) == 0
     before = (run / 'result.json').read_text()
     (run / 'result.json').unlink()
-    assert checkpoint.steps(run / 'checkpoints') == [1, 3]
-    shutil.rmtree(run / 'checkpoints' / '00000003')
+    assert checkpoint.steps(run / 'checkpoints') == [1, 2, 3]
+    for step in (2, 3):
+        shutil.rmtree(run / 'checkpoints' / f'{step:08d}')
     assert main(command) == 0
     old, new = json.loads(before), json.loads((run / 'result.json').read_text())
     assert old['test'] == new['test'] and old['step'] == new['step']
+
+
+def test_main_says_so_when_the_selected_checkpoint_is_damaged(refuse, tmp_path):
+    flags = ['--config.checkpoint_every=1', '--config.eval_every=1', '--config.select=loss', '--config.optim.lr=10.0']
+    config = tiny.write_config(tmp_path / 'config.py')
+    run = tmp_path / 'again'
+    assert main([f'--config={config}', f'--workdir={run}', *flags]) == 0
+    (run / 'result.json').unlink()
+    tiny.tamper(tiny.largest(run / 'checkpoints' / '00000001'))
+    said = refuse(*flags, workdir=run)
+    assert '00000001: damaged' in said and 'It is the best by validation. Delete' in said
 
 
 # Divergence.
@@ -384,7 +444,7 @@ def test_main_stops_at_a_loss_that_is_not_finite_and_keeps_the_last_good_checkpo
     assert re.search(r'step 2: training (loss|grad_norm) is (nan|inf)\. Checkpoints of earlier steps are kept', said)
     assert checkpoint.steps(tmp_path / 'run' / 'checkpoints') == [1]
     parts, progress = checkpoint.load(tmp_path / 'run' / 'checkpoints', 1)
-    assert np.isfinite(parts['params']['head']['bias']).all() and progress['best_step'] == 1
+    assert np.isfinite(parts['params']['head']['bias']).all() and progress['best'][0][0] == 1
     assert not (tmp_path / 'run' / 'result.json').exists()
 
 

@@ -1,22 +1,16 @@
-"""The loop and its one step, on real (tiny) models and the bundled digits."""
+"""The loop, on real (tiny) models and the bundled digits."""
 
 import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from jtl import checkpoint, optim, train, tree
-from jtl.method import Method
-from jtl.plan import make_method
-from jtl.train import TrainState
+from jtl import checkpoint, train, tree
+from jtl.config import parse
 
 HEAD_ONLY = (('head/.*', 1.0), ('.*', None))
 EVERYTHING = (('.*', 1.0),)
-RESNET = {'name': 'resnet', 'stages': [1, 1], 'width': 8}
-VIT = {'name': 'vit', 'patch': 4, 'depth': 2, 'width': 32, 'heads': 2}
 CONFIG = {
     'data': {'name': 'digits', 'val': 0.2, 'labels_per_class': 5},
     'model': {'name': 'mlp', 'hidden': (16,)},
@@ -27,127 +21,6 @@ CONFIG = {
     'optim': {'name': 'adamw', 'lr': 3e-3},
     'report': False,
 }
-
-
-def images(batch=8, seed=0, side=8):
-    rng = np.random.default_rng(seed)
-    return {
-        'image': rng.normal(size=(batch, side, side, 3)).astype(np.float32),
-        'label': rng.integers(0, 10, batch).astype(np.int32),
-    }
-
-
-def setup(model, rules, **section):
-    """`(method, phase, optimiser's halves, a function that makes a fresh TrainState)`."""
-    method = make_method(json.dumps(model), '{"name": "supervised"}', 10)
-    static, rates = optim.optimiser(100, **{'name': 'adamw', 'lr': 1e-2, 'weight_decay': 0.1, 'clip': 1.0, **section})
-    params, state = train.compile_init(method)(jax.random.key(0), images())
-    (phase,) = optim.make_phases(params, ((None, rules),), static.decay_rules)
-
-    def fresh():
-        p = jax.tree.map(jnp.copy, params)
-        ema = optim.split(jax.tree.map(jnp.copy, params), phase)[0] if static.ema else ()
-        opt_state = optim.transform(phase, p, static, 0.0, 0.0).init(p)
-        return TrainState(jnp.int32(0), jax.random.key(1), p, jax.tree.map(jnp.copy, state), opt_state, ema)
-
-    return method, phase, static, rates, fresh
-
-
-def bits(node):
-    return {path: np.asarray(leaf).tobytes() for path, leaf in tree.flatten(node).items()}
-
-
-# The step.
-
-
-@pytest.mark.parametrize('model', [RESNET, VIT], ids=['resnet', 'vit'])
-def test_head_only_step_costs_no_more_than_the_forward_pass(model):
-    # with clipping, weight decay and the gradient norm on; one compiled step without a scan, as cost_analysis counts
-    method, phase, static, rates, fresh = setup(model, HEAD_ONLY)
-    ts, batch = fresh(), images(32, side=16 if model is RESNET else 8)
-    step = train.compile_step(method, phase, static).lower(ts, batch, rates).compile().cost_analysis()['flops']
-    forward = jax.jit(method.predict).lower(ts.params, ts.state, batch).compile().cost_analysis()['flops']
-    everything = setup(model, EVERYTHING)[1]
-    whole = train.compile_step(method, everything, static)
-    ts = ts._replace(opt_state=optim.transform(everything, ts.params, static, 0.0, 0.0).init(ts.params))
-    whole = whole.lower(ts, batch, rates).compile().cost_analysis()['flops']
-    assert step <= 1.1 * forward
-    assert whole >= 2.5 * forward  # so the measure does see a backward pass
-
-
-@pytest.mark.parametrize('model', [RESNET, VIT], ids=['resnet', 'vit'])
-def test_frozen_leaves_and_statistics_keep_their_bits_over_20_steps(model):
-    method, phase, static, rates, fresh = setup(model, HEAD_ONLY)
-    ts, step = fresh(), train.compile_step(method, phase, static)
-    before = bits(ts.params), bits(ts.state)
-    for seed in range(20):
-        ts, _ = step(ts, images(seed=seed), rates)
-    after = bits(ts.params), bits(ts.state)
-    changed = {path for path in after[0] if after[0][path] != before[0][path]}
-    assert changed == {'head/kernel', 'head/bias'}
-    assert before[1] == after[1]
-    assert (len(before[1]) > 0) == (model is RESNET)
-
-
-def test_thawed_batch_norm_moves_its_statistics():
-    method, phase, static, rates, fresh = setup(RESNET, (('(head|backbone/stem)/.*', 1.0), ('.*', None)))
-    ts = fresh()
-    before = bits(ts.state)
-    ts, _ = train.compile_step(method, phase, static)(ts, images(), rates)
-    changed = {path for path, value in bits(ts.state).items() if value != before[path]}
-    assert changed == {'model/batch_stats/backbone/stem/bn/mean', 'model/batch_stats/backbone/stem/bn/var'}
-
-
-def linear_method():
-    """Least squares in the dtype of its parameters, with a state that counts the calls."""
-
-    def init(rng, batch):
-        return {'head': {'kernel': jax.random.normal(rng, (5, 3), jnp.float64)}}, {'calls': jnp.zeros(())}
-
-    def loss(params, state, batch, rng, step):
-        error = batch['features'] @ params['head']['kernel'] - batch['label']
-        return (error**2).mean(), ({'calls': state['calls'] + 1}, {'metrics': {'largest': jnp.abs(error).max()}})
-
-    return Method(init=init, loss=loss, predict=lambda p, s, b: {'logits': b['features'] @ p['head']['kernel']})
-
-
-def test_accumulation_over_4_is_one_big_batch_in_float64():
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        method = linear_method()
-        params, state = method.init(jax.random.key(0), None)
-        (phase,) = optim.make_phases(params, ((None, EVERYTHING),), optim.DECAY_KERNELS)
-        ends = []
-        for parts in (1, 4):
-            static, rates = optim.optimiser(50, name='adamw', lr=0.1, weight_decay=0.01, clip=0.5, accumulate=parts)
-            p = jax.tree.map(jnp.copy, params)
-            opt_state = optim.transform(phase, p, static, 0.0, 0.0).init(p)
-            ts = TrainState(jnp.int32(0), jax.random.key(1), p, jax.tree.map(jnp.copy, state), opt_state, ())
-            step = train.compile_step(method, phase, static)
-            batches = np.random.default_rng(1)
-            for _ in range(10):
-                batch = {'features': batches.normal(size=(16, 5)), 'label': batches.normal(size=(16, 3))}
-                ts, measured = step(ts, batch, rates)
-            ends.append((ts.params['head']['kernel'], measured['loss'], float(ts.state['calls'])))
-        del rng
-    np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-10)
-    np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=1e-10)
-    assert (ends[0][2], ends[1][2]) == (10, 40)  # state went through every part
-
-
-def test_rng_differs_by_step_and_by_part():
-    def loss(params, state, batch, rng, step):
-        return params['x'].sum(), (state, {'metrics': {'draw': jax.random.uniform(rng)}})
-
-    grads = train.accumulate(Method(None, loss, None).grads(loss), 2)
-    params, batch = {'x': jnp.ones(3)}, {'label': jnp.zeros(4)}
-    _, _, measured = grads(params, {}, batch, jax.random.key(0), 0)
-    draws = [jax.random.uniform(jax.random.fold_in(jax.random.key(0), i)) for i in range(2)]
-    np.testing.assert_allclose(measured['draw'], np.mean(draws), rtol=1e-6)
-    assert draws[0] != draws[1]
-
-
-# The loop.
 
 
 def run(tmp_path, name='run', **changes):
@@ -193,7 +66,7 @@ def test_train_keeps_the_best_checkpoint_by_validation_and_the_last(tmp_path):
     assert best < 40
     assert result['step'] == best
     np.testing.assert_allclose(result['val']['loss'], losses[best], rtol=1e-6)
-    assert checkpoint.steps(folder / 'checkpoints') == [best, 40]
+    assert checkpoint.steps(folder / 'checkpoints') == [best, 36, 40]  # and the last two
 
 
 def test_patience_stops_early(tmp_path):
@@ -201,15 +74,15 @@ def test_patience_stops_early(tmp_path):
     result, folder = run(tmp_path, steps=400, optim=optimiser, select='loss', patience=2)
     steps = [row['step'] for row in rows(folder, 'val')]
     assert steps[-1] == result['step'] + 2 * 4
-    assert checkpoint.steps(folder / 'checkpoints') == [result['step'], steps[-1]]
+    assert checkpoint.steps(folder / 'checkpoints') == steps[-3:]  # the best, and the last two
 
 
 def test_the_test_split_decides_nothing(tmp_path, monkeypatch):
     evaluate, seen = train.evaluate, []
 
-    def watched(plan, ts, split, **kwargs):
+    def watched(plan, ts, split, *args, **kwargs):
         seen.append(split)
-        return evaluate(plan, ts, split, **kwargs)
+        return evaluate(plan, ts, split, *args, **kwargs)
 
     monkeypatch.setattr(train, 'evaluate', watched)
     run(tmp_path)
@@ -230,7 +103,7 @@ def test_same_seed_same_bits_and_other_seed_other_bits(tmp_path):
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):
         _, folder = run(tmp_path, name, seed=seed, optim=optimiser, model=model, data=data)
         parts, _ = checkpoint.load(folder / 'checkpoints', 12)
-        ends.append({k: v for k, v in bits(parts).items() if not k.startswith('loop')})
+        ends.append({k: v.tobytes() for k, v in tree.flatten(parts).items() if not k.startswith('loop')})
     assert ends[0] == ends[1]
     assert ends[0]['params/head/kernel'] != ends[2]['params/head/kernel']
 
@@ -295,10 +168,29 @@ def test_the_folder_may_be_relative(tmp_path, monkeypatch):
     assert json.loads((tmp_path / 'here' / 'result.json').read_text())['step'] == result['step']
 
 
-def test_of_equal_validation_scores_the_latest_is_kept_but_patience_runs_out():
+def looks(values, **config):
+    """`(which of these validation values were to be saved, the host's account)`."""
     host = train.Host()
-    improved = [
-        train.improves(host, 'accuracy', {'accuracy': value}, step) for step, value in enumerate((0.5, 0.5, 0.4))
-    ]
-    assert improved == [True, True, False]
-    assert (host.best_step, host.best_value, host.waited) == (1, 0.5, 2)
+    config = parse({**CONFIG, 'select': 'accuracy', **config})
+    saved = [train.improves(host, config, {config.select: value}, step) for step, value in enumerate(values)]
+    return saved, host
+
+
+def test_of_equal_validation_scores_the_latest_is_kept_but_patience_runs_out():
+    saved, host = looks((0.5, 0.5, 0.4))
+    assert saved == [True, True, False]
+    assert (host.best, host.best_step, host.waited) == ([[1, 0.5]], 1, 2)
+
+
+def test_keep_best_keeps_that_many():
+    saved, host = looks((0.5, 0.1, 0.3, 0.4, 0.2), keep_best=2)
+    assert saved == [True, True, True, True, False]
+    assert (host.best, host.waited) == ([[0, 0.5], [3, 0.4]], 4)
+
+
+def test_a_validation_value_that_is_not_a_number_is_never_the_best():
+    for select, values in (('accuracy', (0.5, 0.6)), ('loss', (0.6, 0.5))):
+        nan = float('nan')
+        saved, host = looks((nan, values[0], nan, values[1]), select=select)
+        assert saved == [False, True, False, True]
+        assert (host.best, host.waited) == ([[3, values[1]]], 0)

@@ -17,10 +17,12 @@ import numpy as np
 
 from jtl import names
 from jtl.data import ops_image
-from jtl.data.pipeline import Memory, PlainBatch, Preprocess, TrainBatch, stream
+from jtl.data.pipeline import Memory, PlainBatch, Preprocess, Share, TrainBatch, stream
 from jtl.data.source import Source
 from jtl.data.splits import Division, divide
 from jtl.errors import UserError
+
+WHOLE = Share()
 
 
 class Data(NamedTuple):
@@ -33,8 +35,8 @@ class Data(NamedTuple):
         fingerprint: a hash of the classes, all labels, which examples are where, and the pixels of 256 of them.
         multi_label: whether a label is K zeros and ones instead of one number.
         majority: the share that the commonest training class has of each split, for single labels.
-        train: `(start, stop)` -> an iterator of the training batches of the steps `start` … `stop - 1`.
-        plain: split -> an iterator of one pass in order, not augmented, padded with rows of mask 0.
+        train: `(start, stop[, share])` -> an iterator of the training batches of the steps `start` … `stop - 1`.
+        plain: `split[, share]` -> an iterator of one pass in order, not augmented, padded with rows of mask 0.
         picture: (split, index) -> uint8 [H, W, C], or None where examples are not pictures.
     """
 
@@ -44,8 +46,8 @@ class Data(NamedTuple):
     fingerprint: str
     multi_label: bool
     majority: dict[str, float]
-    train: Callable[[int, int], Iterator[dict]]
-    plain: Callable[[str], Iterator[dict]]
+    train: Callable[..., Iterator[dict]]
+    plain: Callable[..., Iterator[dict]]
     picture: Callable[[str, int], np.ndarray | None]
 
 
@@ -106,12 +108,12 @@ def load(
         where, index = parts[split]
         return source.splits[where].get, source.splits[where].labels, index
 
-    def train(start: int, stop: int) -> Iterator[dict]:
-        make = TrainBatch(*of('train'), preprocess, augment, batch_size, seed)
+    def train(start: int, stop: int, share: Share = WHOLE) -> Iterator[dict]:
+        make = TrainBatch(*of('train'), preprocess, augment, batch_size, seed, share)
         return stream(make, start, stop, threads, workers)
 
-    def plain(split: str) -> Iterator[dict]:
-        make = PlainBatch(*of(split), preprocess, eval_batch_size or batch_size)
+    def plain(split: str, share: Share = WHOLE) -> Iterator[dict]:
+        make = PlainBatch(*of(split), preprocess, eval_batch_size or batch_size, share)
         return stream(make, 0, len(make), threads, 0)
 
     def picture(split: str, index: int) -> np.ndarray | None:

@@ -7,7 +7,9 @@ batch size, on the other examples, or on how many workers there are.
 
 import dataclasses
 import functools
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -15,6 +17,22 @@ from absl import flags
 
 from jtl.data import ops_image
 from jtl.errors import UserError
+
+
+class Share(NamedTuple):
+    """What one of several processes makes of every batch: its part of the rows.
+
+    Attributes:
+        part, parts: the part of the rows, of so many equal ones.
+        devices: padded batches have a multiple of this many rows.
+    """
+
+    part: int = 0
+    parts: int = 1
+    devices: int = 1
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        return np.split(rows, self.parts)[self.part]
 
 
 class Memory:
@@ -90,7 +108,7 @@ class Preprocess:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)  # grain prints what it maps, and these hold arrays
 class TrainBatch:
-    """step -> batch of `batch_size` augmented examples."""
+    """step -> this process's share of the batch of `batch_size` augmented examples."""
 
     get: Callable[[int], dict]
     labels: np.ndarray  # of the whole source split
@@ -99,12 +117,13 @@ class TrainBatch:
     augment: tuple
     batch_size: int
     seed: int
+    share: Share = Share()
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
-        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        position = self.share.of(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
         epoch, place = np.divmod(position, len(self.index))
         chosen = np.array([_permutation(self.seed, int(e), len(self.index))[p] for e, p in zip(epoch, place)])
-        index = self.index[chosen]  # [B]
+        index = self.index[chosen]  # [B / parts]
         examples = [self.example(int(e), int(i)) for e, i in zip(epoch, index)]
         return _stack(examples, self.labels, index, self.preprocess)
 
@@ -126,7 +145,7 @@ class PlainBatch:
     """k -> the k-th batch of a pass in order, not augmented.
 
     The last one is filled up with rows of mask 0 to a power of two, so that splits of all sizes share a few shapes and
-    a small one is not mostly padding.
+    a small one is not mostly padding; and every one to a multiple of the devices.
     """
 
     get: Callable[[int], dict]
@@ -134,12 +153,14 @@ class PlainBatch:
     index: np.ndarray
     preprocess: Preprocess
     batch_size: int
+    share: Share = Share()
 
     def __call__(self, k: int) -> dict[str, np.ndarray]:
         index = self.index[k * self.batch_size : (k + 1) * self.batch_size]
-        padding = min(self.batch_size, 1 << (len(index) - 1).bit_length()) - len(index)
-        mask = np.r_[np.ones(len(index), np.float32), np.zeros(padding, np.float32)]
-        index = np.r_[index, np.repeat(index[-1:], padding)]
+        size = min(self.batch_size, 1 << (len(index) - 1).bit_length())
+        padding = size + -size % self.share.devices - len(index)
+        mask = self.share.of(np.r_[np.ones(len(index), np.float32), np.zeros(padding, np.float32)])
+        index = self.share.of(np.r_[index, np.repeat(index[-1:], padding)])
         batch = _stack([_fitted(self.get(int(i)), self.preprocess) for i in index], self.labels, index, self.preprocess)
         return {**batch, 'mask': mask}
 
@@ -157,8 +178,15 @@ def stream(batch: Callable[[int], dict], start: int, stop: int, threads: int, wo
     if workers:
         if not flags.FLAGS.is_parsed():  # grain reads its own flags when it starts processes
             flags.FLAGS.mark_as_parsed()
-        ds = ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        ds = ds.mp_prefetch(options, worker_init_fn=_leave_signals_to_the_run)
     return iter(ds)
+
+
+def _leave_signals_to_the_run(worker: int, workers: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach a worker too; it is needed until the run has saved and ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @functools.lru_cache(maxsize=8)

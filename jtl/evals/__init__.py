@@ -23,7 +23,9 @@ class Seen(NamedTuple):
     outputs: dict  # on the host, no padding: logits float32 [N, K], label int32 [N] or float [N, K], index int [N]
     classes: tuple[str, ...]  # K names
     predict: Callable[[Mapping], Mapping]  # batch -> outputs, bound to the current params and state
-    batches: Callable[[], Iterator[Mapping]]  # () -> padded batches with 'mask' [B], 0 = padding row
+    batches: Callable[
+        [], Iterator[Mapping]
+    ]  # () -> padded batches with 'mask' [B], 0 = padding row: this process's rows
 
 
 def measure(
@@ -45,7 +47,8 @@ def collect(predict: Callable, batches: Iterable[Mapping], keep: Iterable[str] =
     batch is kept in flight: the device works on it while the host copies the one before.
 
     Args:
-        predict: batch -> outputs, arrays with leading axis B (or trees of them, `{task: array}`).
+        predict: batch -> outputs, arrays with leading axis B (or trees of them, `{task: array}`). Where it gives
+            'label', 'index' and 'mask' as well, these are taken: a process may have read but some of the rows.
         batches: padded batches; without 'mask' every row is real.
         keep: the outputs to bring to the host, as float32 (those that `predict` does not give are left out).
 
@@ -58,7 +61,7 @@ def collect(predict: Callable, batches: Iterable[Mapping], keep: Iterable[str] =
         launched = {name: outputs[name] for name in keep if name in outputs}
         if flying is not None:
             rows.append(_to_host(*flying))
-        flying = batch, launched
+        flying = {**batch, **outputs}, launched
     if flying is None:
         raise UserError('cannot evaluate: the split has no batches.')
     rows.append(_to_host(*flying))

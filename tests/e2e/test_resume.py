@@ -18,13 +18,21 @@ from jtl.train import Stopped, train
 
 HEAD, ALL = (('head/.*', 1.0), ('.*', None)), (('.*', 1.0),)
 EVERYTHING = {  # all that has a state of its own or draws random numbers
-    'data': {'name': 'digits', 'labels_per_class': 4, 'val': 0.2, 'augment': (('pad_crop', 1), 'flip'), 'threads': 2},
+    'data': {
+        'name': 'digits',
+        'labels_per_class': 4,
+        'val': 0.2,
+        'augment': (('pad_crop', 1), 'flip'),
+        'threads': 2,
+        'eval_batch_size': 24,
+    },
     'model': {'name': 'resnet', 'stages': (1,), 'width': 4, 'head': {'dropout': 0.3}},
     'batch_size': 6,  # 40 examples: batches run on across epochs
     'steps': 9,
     'eval_every': 2,
     'log_every': 4,
     'checkpoint_every': 3,
+    'keep_last': 1,
     'patience': 50,
     'select': 'loss',
     'seed': 3,
@@ -36,10 +44,10 @@ EVERYTHING = {  # all that has a state of its own or draws random numbers
 TIMES = ('seconds', 'examples_per_second', 'compile_seconds')
 
 
-def after(*steps):
-    """A `stop` that asks after the given numbers of steps of a session."""
+def at(question):
+    """A `stop` that says yes from the given question on: one comes after each step and before each batch evaluated."""
     count = itertools.count(1)
-    return lambda: next(count) in steps
+    return lambda: next(count) >= question
 
 
 def outcome(run):
@@ -48,13 +56,16 @@ def outcome(run):
     for step in checkpoint.steps(run / 'checkpoints'):
         parts, progress = checkpoint.load(run / 'checkpoints', step)
         bits |= {(step, path): (v.shape, v.dtype, v.tobytes()) for path, v in tree.flatten(parts).items()}
-        bits[step] = {k: v for k, v in progress.items() if k not in ('seconds', 'window')}
-        bits[step, 'window'] = [{k: v for k, v in m.items() if k not in TIMES} for m in progress['window']]
+        bits[step] = None
+    # the progress of the last one, since an earlier one may have been saved before its evaluation was made
+    progress['window'] = [{k: v for k, v in m.items() if k not in TIMES} for m in progress['window']]
+    del progress['seconds']
     result = json.loads((run / 'result.json').read_text())
     with np.load(run / 'predictions.npz') as predictions:
         logits = predictions['logits'].tobytes()
     return {
         'checkpoints': bits,
+        'progress': progress,
         'metrics': tiny.rows(run),
         'result': {k: v for k, v in result.items() if k not in TIMES},
         'params': (run / 'params.txt').read_text(),
@@ -84,36 +95,53 @@ def test_a_run_has_what_resuming_could_lose(uninterrupted):
         'loop/rng',
     ):
         assert any(re.match(part, path) for path in paths), part
-    assert uninterrupted['checkpoints'][9]['phase'] == 1
+    assert uninterrupted['progress']['phase'] == 1 and uninterrupted['progress']['best']
 
 
-@pytest.mark.parametrize('stops', [(1,), (3,), (4,), (5,), (8,), (2, 2, 2)], ids=str)
-def test_a_stopped_run_ends_with_the_same_bits(stops, uninterrupted, tmp_path):
-    # the phase changes after step 4: before, at and after it; 3 is a checkpoint's step, 2 an evaluation's, 1 neither
-    done = 0
-    for k in stops:
-        done += k
-        with pytest.raises(Stopped, match=f'stopped after step {done} of 9, saved'):
-            train(EVERYTHING, tmp_path / 'run', stop=after(k), quiet=True)
-        assert checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1] == done
+def test_a_run_stopped_anywhere_ends_with_the_same_bits(uninterrupted, tmp_path):
+    # 9 questions after steps and 2 in each of the 5 evaluations on 40 examples: before, at and after the phase's change
+    # at 4, at a checkpoint's step, an evaluation's and neither, in the middle of an evaluation; then in the final ones
+    said = []
+    for question in itertools.count(1):
+        run = tmp_path / str(question)
+        try:
+            train(EVERYTHING, run, stop=at(question), quiet=True)
+        except Stopped as e:
+            said.append(str(e))
+            train(EVERYTHING, run, quiet=True)
+        else:
+            break
+        found = outcome(run)
+        for part, expected in uninterrupted.items():
+            assert found[part] == expected, (said[-1], part)
+    for step in range(1, 10):
+        assert said.count(f'stopped after step {step} of 9, saved') == (1 if step in (1, 3, 5, 7) else 3)
+    assert said[-1].startswith('stopped after the last step, before the end of the final evaluation')
+
+
+def test_a_run_stopped_again_and_again_ends_with_the_same_bits(uninterrupted, tmp_path):
+    said = ''
+    while not said.startswith('stopped after the last step'):
+        with pytest.raises(Stopped) as stopped:
+            train(EVERYTHING, tmp_path / 'run', stop=at(4), quiet=True)
+        assert str(stopped.value) != said  # headway
+        said = str(stopped.value)
     train(EVERYTHING, tmp_path / 'run', quiet=True)
-    found = outcome(tmp_path / 'run')
-    for part, expected in uninterrupted.items():
-        assert found[part] == expected, part
+    assert outcome(tmp_path / 'run') == uninterrupted
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(uninterrupted, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    def kill(count=itertools.count(1)):  # noqa: B008 (counts the steps of the one session)
-        if next(count) == 5:
+    def kill(count=itertools.count(1)):  # noqa: B008 (counts the questions of the one session)
+        if next(count) == 9:  # after step 5: four after steps and two in each of two evaluations were before it
             raise Killed
         return False
 
     save = checkpoint.Writer.save
     with monkeypatch.context() as patch:  # written at once: in this process, what is being written would not be lost
-        patch.setattr(checkpoint.Writer, 'save', lambda self, *args: (save(self, *args), self.wait()))
+        patch.setattr(checkpoint.Writer, 'save', lambda self, *args, **kw: (save(self, *args, **kw), self.wait()))
         with pytest.raises(Killed):
             train(EVERYTHING, tmp_path / 'run', stop=kill, quiet=True)
     (tmp_path / 'run' / 'checkpoints' / 'tmp-5').mkdir()
@@ -128,9 +156,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(uninterrupted, tmp_path, 
 def test_patience_counts_across_sessions(tmp_path):
     # a rate this low changes no prediction, so accuracy never improves on its first value:
     # evaluations after 2, 4, 6, 8 steps wait 0, 1, 2, 3
-    config = {**tiny.CONFIG, 'steps': 20, 'patience': 3, 'optim': {'name': 'sgd', 'lr': 1e-9}}
+    config = {**tiny.CONFIG, 'steps': 20, 'patience': 3, 'keep_last': 1, 'optim': {'name': 'sgd', 'lr': 1e-9}}
     with pytest.raises(Stopped):
-        train(config, tmp_path / 'run', stop=after(5), quiet=True)
+        train(config, tmp_path / 'run', stop=at(5), quiet=True)
     result = train(config, tmp_path / 'run', quiet=True)
     assert result['step'] == 8 and checkpoint.steps(tmp_path / 'run' / 'checkpoints') == [8]  # the latest of equals
 
@@ -157,13 +185,13 @@ def test_a_run_killed_before_its_result_only_finishes(tmp_path, monkeypatch):
 def test_without_checkpoints_a_stopped_run_says_that_nothing_is_saved(tmp_path):
     config = {**tiny.CONFIG, 'checkpoint_every': 0}
     with pytest.raises(Stopped, match=r'not saved, since config\.checkpoint_every is 0'):
-        train(config, tmp_path / 'run', stop=after(1), quiet=True)
+        train(config, tmp_path / 'run', stop=at(1), quiet=True)
     assert train(config, tmp_path / 'run', quiet=True)['step'] == 3  # from the start
 
 
 def test_another_config_is_refused_while_the_run_is_unfinished(tmp_path):
     with pytest.raises(Stopped):
-        train(tiny.CONFIG, tmp_path / 'run', stop=after(1), quiet=True)
+        train(tiny.CONFIG, tmp_path / 'run', stop=at(1), quiet=True)
     before = tiny.files(tmp_path / 'run')
     with pytest.raises(UserError, match=r'config\.steps: 3 -> 4\.'):
         train({**tiny.CONFIG, 'steps': 4}, tmp_path / 'run', quiet=True)
