@@ -80,11 +80,12 @@ def asked_anywhere(stop: Callable[[], bool]) -> Callable[[], bool]:
 
 
 def _broadcast(data: bytes) -> bytes:
-    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(data)).view(np.uint8)).view(np.int64))
-    parts = []
-    for start in range(0, size, CHUNK):
-        part = np.zeros(min(CHUNK, size - start), np.uint8)
-        if is_first():
-            part[:] = np.frombuffer(data, np.uint8, len(part), start)
-        parts.append(multihost_utils.broadcast_one_to_all(part).tobytes())
-    return b''.join(parts)
+    size = int.from_bytes(_spread(len(data).to_bytes(8)))
+    return b''.join(_spread(data[start : start + CHUNK], min(CHUNK, size - start)) for start in range(0, size, CHUNK))
+
+
+def _spread(data: bytes, size: int = 8) -> bytes:
+    part = np.zeros(size, np.uint8)
+    if is_first():
+        part[:] = np.frombuffer(data, np.uint8)
+    return multihost_utils.broadcast_one_to_all(part).tobytes()

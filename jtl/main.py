@@ -1,6 +1,7 @@
 """`python -m jtl.main --config=configs/FILE.py[:ARG] [--workdir=DIR] [--config.KEY=VALUE …]`"""
 
 import datetime
+import functools
 import importlib.util
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from jtl import launch
 from jtl.config import override
 from jtl.errors import UserError, exit_status, nearest
 
@@ -24,7 +26,8 @@ USAGE = f"""{__doc__}
               --config.steps=None --config.epochs=5 --config.rules="(('head/.*', 1.0), ('.*', None))"
   --debug     shows the traceback of an error
 
-Exit status: 0 done, or stopped by a signal and saved; 2 something given is wrong.
+Exit status: 0 done, or stopped by a signal and saved; 2 something given is wrong; 3 another process of a run of
+several was lost.
 """
 
 
@@ -34,24 +37,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if '--help' in argv or '-h' in argv:
         print(USAGE)
         return 0
-    return exit_status(lambda: _main(argv), '--debug' in argv)
+    run = functools.partial(exit_status, lambda: _main(argv), '--debug' in argv)
+    return exit_status(lambda: launch.together(run), '--debug' in argv)
 
 
 def _main(argv: Sequence[str]) -> int:
     module, config, path, workdir = _parse(argv)
-    from jtl import sweep  # JAX is imported only now, so that a wrong flag is answered at once
+    from jtl import hosts, sweep  # JAX is imported only now, so that a wrong flag is answered at once
     from jtl.train import Stopped, train
 
-    workdir = workdir or _dated(path)
-    print(f'Run folder: {workdir}')
+    workdir = workdir or hosts.told(lambda: _dated(path))
+    say = print if hosts.is_first() else lambda text: None
+    say(f'Run folder: {workdir}')
     stop = _on_signal()
     try:
         if hasattr(module, 'sweep'):
-            print(sweep.run(module, config, workdir, stop))
+            say(sweep.run(module, config, workdir, stop))
         else:
-            print(sweep.outcome(workdir, train(config, workdir, stop=stop)))
+            say(sweep.outcome(workdir, train(config, workdir, stop=stop)))
     except Stopped as e:
-        print(f'{workdir}: {e}. The same command with --workdir={workdir} goes on.')
+        say(f'{workdir}: {e}. The same command with --workdir={workdir} goes on.')
     return 0
 
 

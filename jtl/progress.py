@@ -1,5 +1,6 @@
 """Where a run is and how fast it goes: a bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 
@@ -11,13 +12,18 @@ INTERVAL = 10.0  # seconds between plain lines
 
 
 class Progress:
-    """`with Progress(first, steps, quiet) as progress:` then `progress.step(step)` after each and `show(values)`."""
+    """`with Progress(first, steps, quiet) as progress:` then `progress.step(step)` after each and `show(values)`.
 
-    def __init__(self, first: int, steps: int, quiet: bool):
+    Args:
+        quiet: shows nothing in runs of a few seconds.
+        silent: shows nothing at all.
+    """
+
+    def __init__(self, first: int, steps: int, quiet: bool, silent: bool = False):
         self._steps, self._said, self._began = steps, '', time.perf_counter()
         self._first = first
-        self._next = self._began + (DELAY if quiet else 0)
-        terminal = sys.stderr.isatty()
+        self._next = math.inf if silent else self._began + (DELAY if quiet else 0)
+        terminal = sys.stderr.isatty() and not silent
         self._bar = None
         if terminal:
             self._bar = tqdm(total=steps, initial=first, unit='step', leave=not quiet, delay=DELAY if quiet else 0)

@@ -14,6 +14,7 @@ from types import ModuleType
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from jtl import hosts
 from jtl.config import override, parse
 from jtl.errors import UserError
 from jtl.plan import check_sections
@@ -23,22 +24,24 @@ from jtl.train import train
 def run(module: ModuleType, config: ConfigDict, workdir: Path, stop: Callable[[], bool]) -> str:
     """Trains what is not trained yet, and returns the summary."""
     runs = list(module.sweep(config))
-    check(runs, workdir)
+    hosts.told(lambda: check(runs, workdir))
     names = {name for name, _ in runs}
     everything = {}
     for name, overrides in runs:
         with _naming(name):
             everything[name] = _values(config, overrides, names, workdir)
     results = {}
-    bar = tqdm(everything.items(), unit='run', disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    bar = tqdm(
+        everything.items(), unit='run', disable=not (hosts.is_first() and sys.stderr.isatty()), dynamic_ncols=True
+    )
     for i, (name, values) in enumerate(bar):
         bar.set_description(name)
-        if bar.disable and (i % 50 == 0 or not results):
+        if hosts.is_first() and bar.disable and (i % 50 == 0 or not results):
             print(f'run {i + 1} of {len(runs)}: {name}', flush=True)
         with _naming(name):
             results[name] = train(values, workdir / name, stop=stop, quiet=True)
     if hasattr(module, 'summary'):
-        return module.summary(workdir)
+        return hosts.told(lambda: module.summary(workdir))
     return '\n'.join(outcome(workdir / name, result) for name, result in results.items())
 
 

@@ -87,7 +87,7 @@ def train(
         if result is None:
             asked = hosts.asked_anywhere(stop)
             ts, host = begin(plan, workdir, record, say)
-            ts, host, timing = fit(plan, ts, host, workdir, asked, quiet or not hosts.is_first())
+            ts, host, timing = fit(plan, ts, host, workdir, asked, quiet)
             result = finish(plan, ts, host, timing, workdir, asked)
         if hosts.is_first():
             write_report(plan, workdir)
@@ -198,7 +198,7 @@ def fit(
     clock = Clock(config.batch_size, host.seconds)
     with (
         checkpoint.Writer(folder and folder / 'checkpoints', config.keep_last) as writer,
-        Progress(first, plan.steps, quiet) as progress,
+        Progress(first, plan.steps, quiet, silent=folder is None) as progress,
     ):
 
         def look(step: int, saving: bool, stopping: bool) -> bool:
