@@ -44,7 +44,12 @@ def compile_step(method: Method, phase: optim.Phase, static: optim.Optim, layout
         ts = TrainState(ts.step + 1, ts.rng, params, state, opt_state, ema)
         return layout.constrain(ts), layout.whole({**measured, **moved})
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=_keep_remat())
+
+
+def _keep_remat() -> dict[str, str] | None:
+    """XLA for the CPU would merge what `jax.checkpoint` computes again with the first time, and save no memory."""
+    return {'xla_disable_hlo_passes': 'cse_barrier_expander'} if jax.default_backend() == 'cpu' else None
 
 
 def accumulate(grads: Callable, parts: int, layout: Layout) -> Callable:

@@ -77,6 +77,16 @@ def test_frozen_leaves_and_statistics_keep_their_bits_over_20_steps(model):
     assert (len(before[1]) > 0) == (model is RESNET)
 
 
+def test_remat_halves_the_memory_of_a_step():
+    used = []
+    for remat in (False, True):
+        model = {**VIT, 'depth': 8, 'remat': remat}
+        method, phase, static, rates, fresh = setup(model, EVERYTHING, name='sgd', weight_decay=0.0)
+        lowered = compiled.compile_step(method, phase, static).lower(fresh(), images(128), rates)
+        used.append(lowered.compile().memory_analysis().temp_size_in_bytes)
+    assert used[0] > 2 * used[1]
+
+
 def test_thawed_batch_norm_moves_its_statistics():
     method, phase, static, rates, fresh = setup(RESNET, (('(head|backbone/stem)/.*', 1.0), ('.*', None)))
     ts = fresh()

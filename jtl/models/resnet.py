@@ -79,6 +79,8 @@ class ResNet(nn.Module):
         zero_init_residual: start each block as the identity, by a zero scale in its last BatchNorm (Goyal et al.,
             2017). On in the ImageNet variants, off elsewhere.
         dtype: of the computation; parameters and statistics are float32.
+        remat: keep each block's input alone and compute the rest again when its gradient needs it: the same model in
+            less memory, for about a third more work.
     """
 
     stages: tuple[int, ...] = (1, 1, 1)
@@ -88,6 +90,7 @@ class ResNet(nn.Module):
     shortcut: str = 'pad'
     zero_init_residual: bool = False
     dtype: str = 'float32'
+    remat: bool = False
 
     INPUTS = ('image',)
 
@@ -108,6 +111,7 @@ class ResNet(nn.Module):
                 shortcut=self.shortcut,
                 zero_init_residual=self.zero_init_residual,
                 dtype=self.dtype,
+                remat=self.remat,
                 name=f'stage{i + 1}',
             )(x, train)
         return x.mean((1, 2), dtype=jnp.float32)  # [B, D]
@@ -123,12 +127,14 @@ class Stage(nn.Module):
     shortcut: str
     zero_init_residual: bool
     dtype: str
+    remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        make = nn.remat(Block, static_argnums=2) if self.remat else Block  # 2 is `train`
         for i in range(self.blocks):
             stride = self.stride if i == 0 else 1
-            block = Block(
+            block = make(
                 self.width, stride, self.block, self.shortcut, self.zero_init_residual, self.dtype, name=f'block{i}'
             )
             x = block(x, train)
