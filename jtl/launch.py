@@ -86,19 +86,23 @@ def several(env: Mapping[str, str]) -> dict | None:
     `JAX_NUM_PROCESSES=1` says one process, whatever else is set.
 
     Raises:
-        UserError: an address without the rest.
+        UserError: an address without the rest, or the rest without an address.
     """
     number = lambda key: int(env.get(key) or 1)
     if env.get('JAX_NUM_PROCESSES') == '1':
         return None
-    if address := env.get('JAX_COORDINATOR_ADDRESS'):
+    given = [env.get(key, '') for key in ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')]
+    if any(given):
+        address, count, process = given
         try:
-            count, process = int(env['JAX_NUM_PROCESSES']), int(env['JAX_PROCESS_ID'])
-        except (KeyError, ValueError) as e:
+            count, process = int(count), int(process)
+        except ValueError as e:
             raise UserError(
-                'JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must be, to whole numbers.'
+                'JAX_COORDINATOR_ADDRESS (HOST:PORT of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID (whole '
+                'numbers) go together: give all or none.'
             ) from e
-        if not 0 <= process < count or not re.fullmatch(r'.+:\d+', address):
+        host, _, port = address.rpartition(':')
+        if not (0 <= process < count and host and port.isdecimal() and 0 < int(port) < 1 << 16):
             raise UserError(
                 f'JAX_COORDINATOR_ADDRESS={address} should be HOST:PORT, and JAX_PROCESS_ID={process} one of '
                 f'0 … {count - 1}.'
@@ -145,7 +149,8 @@ def _check_port(address: str) -> None:
     try:
         socket.create_server(('', port)).close()
     except OSError as e:
-        raise UserError(f'JAX_COORDINATOR_ADDRESS={address}: port {port} is in use here ({e.strerror}).') from e
+        why = os.strerror(e.errno)
+        raise UserError(f'JAX_COORDINATOR_ADDRESS={address}: port {port} cannot be opened here: {why}.') from e
 
 
 def _say_at_abort(line: str) -> None:

@@ -7,7 +7,10 @@ batch size, on the other examples, or on how many workers there are.
 
 import dataclasses
 import functools
+import multiprocessing.connection
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -179,14 +182,25 @@ def stream(batch: Callable[[int], dict], start: int, stop: int, threads: int, wo
         if not flags.FLAGS.is_parsed():  # grain reads its own flags when it starts processes
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        ds = ds.mp_prefetch(options, worker_init_fn=_leave_signals_to_the_run)
+        ds = ds.mp_prefetch(options, worker_init_fn=_live_with_the_run)
     return iter(ds)
 
 
-def _leave_signals_to_the_run(worker: int, workers: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach a worker too; it is needed until the run has saved and ends it."""
+def _live_with_the_run(worker: int, workers: int) -> None:
+    """A worker's life: as long as the run's, and no shorter.
+
+    Ctrl-C and a scheduler's SIGTERM reach it too, but it is needed until the run has saved. And a run that is killed
+    cannot end it.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+    def end_with(sentinel: int) -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 @functools.lru_cache(maxsize=8)
