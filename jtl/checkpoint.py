@@ -75,7 +75,11 @@ class Writer:
         self.wait()
         if self.folder is None:
             return
-        host = jax.tree.map(_to_host, {name: part for name, part in parts.items() if jax.tree.leaves(part)})
+        parts = {name: jax.tree.map(_numbers, part) for name, part in parts.items() if jax.tree.leaves(part)}
+        for leaf in jax.tree.leaves(parts):
+            if isinstance(leaf, jax.Array):
+                leaf.copy_to_host_async()  # all on their way before the first is waited for
+        host = jax.tree.map(np.array, parts)  # copies, which later donation of the buffers cannot touch
         self._pending = self._pool.submit(self._write, step, host, progress, set(best))
 
     def wait(self) -> None:
@@ -242,11 +246,9 @@ def _plain(part: PyTree) -> dict:
     return tree.unflatten(tree.flatten(part))
 
 
-def _to_host(leaf: jax.Array) -> np.ndarray:
-    """A copy that later donation of the buffer cannot touch; a typed key as its integers."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.array(leaf)
+def _numbers(leaf: jax.Array) -> jax.Array:
+    """A typed key as its integers; all else as it is."""
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def _is_ours(path: Path) -> bool:
