@@ -47,7 +47,8 @@ class Method(NamedTuple):
             `outputs` may hold `logits`, `features` and `metrics` (a dict of scalars to log).
         predict: `(params, state, batch) -> outputs` with `logits` [B, K], deterministic.
         prepare: `(params, state, batches, rng) -> (params, state)`, once, after pretrained weights are in and before
-            the optimiser is made; `batches` is one pass over the training data without augmentation.
+            the optimiser is made; `batches` is one pass over the training data without augmentation, whole and on the
+            host in every process, so that all of them come to the same state.
         grads: turns a loss into a gradient function; replace it where the update is not the gradient of one scalar.
     """
 
