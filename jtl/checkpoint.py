@@ -12,10 +12,11 @@ training step does not wait. Nothing in a checkpoint is executed: arrays and JSO
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ FORMAT = 1  # of this layout; what is written in another one is refused
 _HASHES = 'sha256.json'
 _PROGRESS = 'progress.json'
 _TEMPORARY = 'tmp-*'
-_ORBAX = threading.Lock()  # a load while another thread saves makes most of the saves fail (measured, Orbax 0.12.8)
+_ORBAX = threading.Lock()
 
 
 class Damaged(UserError):
@@ -99,7 +100,7 @@ class Writer:
         temporary, final = self.folder / f'tmp-{step}', self.folder / f'{step:08d}'
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            with _ORBAX:
+            with _alone():
                 for name, part in parts.items():
                     _orbax().save(temporary / name, ocp.args.PyTreeSave(_plain(part)))
             (temporary / _PROGRESS).write_text(json.dumps({'format': FORMAT, 'progress': progress}))
@@ -198,7 +199,7 @@ def load(folder: Path, step: int, names: Iterable[str] | None = None) -> tuple[d
         )
     saved = [p.name for p in path.iterdir() if (p / '_METADATA').is_file()]
     names = saved if names is None else list(names)
-    with _ORBAX:
+    with _alone():
         parts = {name: _orbax().restore(path / name) if name in saved else {} for name in names}
     return parts, told['progress']
 
@@ -239,6 +240,22 @@ def _orbax() -> ocp.Checkpointer:
     )
     handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One thread at a time: a load while another saves makes most of the saves fail (measured, Orbax 0.12.8).
+
+    And quiet: what goes wrong is told once, by the exception.
+    """
+    log = logging.getLogger('absl')
+    with _ORBAX:
+        level = log.level
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _plain(part: PyTree) -> dict:

@@ -56,7 +56,10 @@ def together(command: Callable[[], int]) -> int:
     )
     jax.devices()
     _say_at_abort(LOST)  # again, since a backend may have put its own handler there
+    from jtl import hosts
+
     try:
+        hosts.meet()
         status = command()
     except jax.errors.JaxRuntimeError as e:
         if not any(sign in str(e) for sign in _SIGNS):

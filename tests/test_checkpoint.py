@@ -151,6 +151,7 @@ def test_a_write_that_the_kernel_refuses_is_told_and_leaves_the_older_checkpoint
         'the checkpoint could not be written: File too large. Here are those of steps [1]; the same command goes on.'
     )
     assert done.stdout == f'{tmp_path}: {expected}\n', done.stderr
+    assert 'Traceback' not in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ['00000001']
 
 
