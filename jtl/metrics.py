@@ -15,7 +15,7 @@ class Writer:
     def __init__(self, folder: Path | None, from_step: int = 0, tensorboard: bool = False):
         """Drops rows after `from_step`, which a run that was cut short will write again."""
         self._path = folder and folder / 'metrics.jsonl'
-        self._mirror = _tensorboard(folder) if folder and tensorboard else None
+        self._mirror = _tensorboard(folder, from_step) if folder and tensorboard else None
         if folder and self._path.exists():
             kept = [row for row in read(self._path) if row['step'] <= from_step]
             temporary = self._path.with_suffix('.tmp')  # a kill leaves the old file or the new one
@@ -44,10 +44,10 @@ def read(path: Path) -> list[dict]:
     return rows
 
 
-def _tensorboard(folder: Path):
+def _tensorboard(folder: Path, from_step: int):
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(folder / 'tensorboard'))
+    return SummaryWriter(str(folder / 'tensorboard'), purge_step=from_step + 1 if from_step else None)
 
 
 def check_tensorboard() -> None:

@@ -105,10 +105,10 @@ class Layout(NamedTuple):
 
     def place(self, state: PyTree) -> PyTree:
         """Host or device arrays, the same in every process, as a training state on the devices."""
-        if self.mesh is None:
-            return jax.device_put(state)
-        where = self.of(state)
-        return jax.device_put(state, where) if jax.process_count() == 1 else jax.tree.map(_global, state, where)
+        where = None if self.mesh is None else self.of(state)
+        if jax.process_count() > 1:
+            return jax.tree.map(_global, state, where)
+        return jax.device_put(state, where, may_alias=False)  # steps donate their buffers, which no one else may hold
 
     def batch(self, batch: PyTree) -> PyTree:
         """This process's rows of a batch, on the host, as the global batch on the devices."""

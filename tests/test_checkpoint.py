@@ -201,6 +201,13 @@ def test_check_refuses_what_is_not_ours(tmp_path):
         checkpoint.check(tmp_path / 'file')
 
 
+def test_check_refuses_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    monkeypatch.setattr(checkpoint.os, 'access', lambda *args: False)  # root, who may run this, can write anywhere
+    with pytest.raises(UserError, match=f'{tmp_path}: cannot be written to'):
+        checkpoint.check(tmp_path)
+
+
 def test_load_refuses_another_format(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, 'FORMAT', 0)
     write(tmp_path, 1)

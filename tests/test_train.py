@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from jtl import checkpoint, train, tree
 from jtl.config import parse
@@ -75,6 +76,15 @@ def test_patience_stops_early(tmp_path):
     steps = [row['step'] for row in rows(folder, 'val')]
     assert steps[-1] == result['step'] + 2 * 4
     assert checkpoint.steps(folder / 'checkpoints') == steps[-3:]  # the best, and the last two
+
+
+def test_a_loss_that_is_not_finite_is_found_within_log_every_steps(tmp_path):
+    # the gradient of step 1 times 1e30 overflows in the forward pass of step 2; nothing but the log looks before 12
+    optimiser = {'name': 'sgd', 'lr': 1e30}
+    with pytest.raises(train.Diverged, match='^step 2: training (loss|grad_norm) is (nan|inf)'):
+        run(tmp_path, optim=optimiser, log_every=4, eval_every=12)
+    assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
+    assert checkpoint.steps(tmp_path / 'run' / 'checkpoints') == []
 
 
 def test_the_test_split_decides_nothing(tmp_path, monkeypatch):
