@@ -20,9 +20,9 @@ class Progress:
     """
 
     def __init__(self, first: int, steps: int, quiet: bool, silent: bool = False):
-        self._steps, self._said, self._began = steps, '', time.perf_counter()
-        self._first = first
-        self._next = math.inf if silent else self._began + (DELAY if quiet else 0)
+        self._steps, self._said = steps, ''
+        self._began: tuple[int, float] | None = None  # a step and its time, after compilation
+        self._next = math.inf if silent else time.perf_counter() + (DELAY if quiet else 0)
         terminal = sys.stderr.isatty() and not silent
         self._bar = None
         if terminal:
@@ -44,10 +44,15 @@ class Progress:
     def step(self, step: int) -> None:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
-        elif self._said and time.perf_counter() >= self._next:
-            left = (time.perf_counter() - self._began) / (step - self._first) * (self._steps - step)
+            return
+        now = time.perf_counter()
+        if self._began is None:
+            self._began = step, now
+        first, began = self._began
+        if self._said and now >= self._next and step > first:
+            left = (now - began) / (step - first) * (self._steps - step)
             print(f'step {step}/{self._steps}: {self._said}, {_clock(left)} left', file=sys.stderr, flush=True)
-            self._next = time.perf_counter() + INTERVAL
+            self._next = now + INTERVAL
 
 
 class Clock:
