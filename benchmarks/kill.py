@@ -1,6 +1,6 @@
 """Kills a real training process again and again, and compares where it ends with one that was left alone: bit by bit.
 
-    python benchmarks/kill.py [--kills=60] [--steps=15000] [--seed=0] [--folder=DIR]
+    python benchmarks/kill.py [--kills=60] [--steps=8000] [--seed=0] [--folder=DIR]
 
 The run has all that resuming could lose: BatchNorm, augmentation, dropout, mixup, two phases, accumulation, an average
 of parameters, early stopping, metrics averaged over windows that checkpoints cut. A third of the kills come at any time
@@ -33,7 +33,7 @@ HEAD, ALL = (('head/.*', 1.0), ('.*', None)), (('.*', 1.0),)
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`--config=benchmarks/kill.py:STEPS`."""
-    steps = int(arg or 15000)
+    steps = int(arg or 8000)
     return ConfigDict(
         {
             'data': {'name': 'digits', 'labels_per_class': 20, 'augment': (('pad_crop', 1), 'flip')},
@@ -46,7 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             'patience': 10**6,
             'select': 'loss',
             'method': {'name': 'supervised', 'mixup': 0.3, 'class_weights': 'balanced', 'label_smoothing': 0.1},
-            'phases': ((steps // 2 + 7, HEAD), (None, ALL)),
+            'phases': ((steps // 4 + 7, HEAD), (None, ALL)),
             'optim': {'name': 'adamw', 'lr': 1e-2, 'warmup': 20, 'ema': 0.99, 'accumulate': 2, 'clip': 1.0},
             'report': False,
         }
@@ -110,7 +110,7 @@ def account(run: Path, log: Path, kills: Counter, seconds: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--kills', type=int, default=60)
-    parser.add_argument('--steps', type=int, default=15000)
+    parser.add_argument('--steps', type=int, default=8000)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--folder', type=Path)
     args = parser.parse_args()

@@ -57,8 +57,10 @@ def agreed(what: str, value: Any) -> None:
     """Refuses to go on if `value`, as text, differs between processes.
 
     Raises:
-        UserError: naming this process and `what`.
+        UserError: naming `what`, and the processes in which it is another than in the first.
     """
+    if jax.process_count() == 1:
+        return
     first = told(lambda: repr(value))
     same = multihost_utils.process_allgather(np.array(repr(value) == first))
     if not np.all(same):
