@@ -118,6 +118,8 @@ def optimiser(
     _require(accumulate >= 1 and accumulate == int(accumulate), 'accumulate', accumulate, 'a whole number from 1')
     _require(clip is None or clip > 0, 'clip', clip, 'above 0, or None')
     _require(ema is None or 0 < ema < 1, 'ema', ema, 'between 0 and 1, or None')
+    if not all(isinstance(rule, tuple | list) and len(rule) == 2 for rule in decay_rules):
+        raise UserError(f"config.optim.decay_rules: expected (('regex', multiplier), …), got {decay_rules!r}.")
     decay_rules = tuple((str(regex), value) for regex, value in decay_rules)
     kwargs = tuple(sorted(kwargs.items()))
     _try_once(name, kwargs)

@@ -57,9 +57,7 @@ class Sharding(NamedTuple):
         cuts = {path: _axis(leaf.shape, where[path], self.devices, path) for path, leaf in flat.items()}
         if self.mesh is None:
             return Layout()
-        return Layout(
-            self.mesh, tuple((path, flat[path].shape, axis) for path, axis in cuts.items() if axis is not None)
-        )
+        return Layout(self.mesh, tuple((path, flat[path].shape, axis) for path, axis in cuts.items()))
 
 
 class Layout(NamedTuple):
@@ -67,17 +65,17 @@ class Layout(NamedTuple):
 
     Attributes:
         mesh: the devices; None is one device.
-        cuts: `(path, shape, axis)` of each parameter that is cut.
+        cuts: `(path, shape, axis)` of each parameter; the axis is None where it is left whole.
     """
 
     mesh: Mesh | None = None
-    cuts: tuple[tuple[str, tuple[int, ...], int], ...] = ()
+    cuts: tuple[tuple[str, tuple[int, ...], int | None], ...] = ()
 
     def of(self, state: PyTree) -> PyTree:
         """The sharding of each leaf of any tree that holds parameters, or things shaped like them.
 
-        A leaf belongs to the parameter whose path its own ends with, if the shapes are the same: optimiser slots and
-        averages lie where their parameter does. All else is replicated.
+        A leaf belongs to the parameter whose path its own ends with, the longest of several, if the shapes are the
+        same: optimiser slots and averages lie where their parameter does. All else is replicated.
         """
         cuts = {(path, shape): axis for path, shape, axis in self.cuts}
 
@@ -144,10 +142,13 @@ def sharding(*, rules: str | Sequence[tuple[str, str]] = 'replicate', devices: i
     """
     found = jax.devices()
     if devices is not None and not 1 <= devices <= len(found):
-        raise UserError(f'config.sharding.devices: {devices} asked for; JAX finds {len(found)}, so at most that many.')
+        raise UserError(f'config.sharding.devices: {devices} asked for; JAX finds {len(found)}, so 1 to {len(found)}.')
     if devices not in (None, len(found)) and jax.process_count() > 1:
         raise UserError(f'config.sharding.devices: {devices}, but several processes work on all {len(found)} devices.')
-    rules = (('.*', rules),) if isinstance(rules, str) else tuple((str(regex), str(where)) for regex, where in rules)
+    rules = (('.*', rules),) if isinstance(rules, str) else rules
+    if not all(isinstance(rule, tuple | list) and len(rule) == 2 for rule in rules):
+        raise UserError(f"config.sharding.rules: expected a text or (('regex', where), …), got {rules!r}.")
+    rules = tuple((str(regex), str(where)) for regex, where in rules)
     for _, where in rules:
         _parse(where)
     return Sharding(_mesh(devices or len(found)), rules)
