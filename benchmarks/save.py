@@ -82,7 +82,9 @@ def main() -> None:
     print(f'{device}, {os.cpu_count()} cores {platform.machine()}, jax {jax.__version__}')
     print(f'{args.steps} steps {plain:.2f} s (spread {spread:.2f}), with a save {with_save:.2f} s')
     print(f'the step is held up {statistics.median(held):.3f} s; a save alone takes {written:.2f} s')
-    print(f'every {interval} steps, as by default in a run of {args.run}: {100 * share:.2f} % of the step time')
+    bound = (statistics.median(held) + written) / (interval * plain / args.steps)
+    print(f'every {interval} steps, as by default in a run of {args.run}: {100 * share:.2f} % of the step time;')
+    print(f'{100 * bound:.2f} % if the step stood still while a save is made and written')
 
 
 if __name__ == '__main__':

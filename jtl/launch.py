@@ -61,23 +61,27 @@ def together(command: Callable[[], int]) -> int:
     try:
         hosts.meet()
         status = command()
-    except jax.errors.JaxRuntimeError as e:
-        if not any(sign in str(e) for sign in _SIGNS):
+    except (jax.errors.JaxRuntimeError, ValueError) as e:  # what a failed collective raises, by how it was called
+        if any(sign in str(e) for sign in _SIGNS):
+            print(str(e).splitlines()[0], file=sys.stderr, flush=True)
+            status = STATUS
+        else:
             traceback.print_exc()
             status = 1
-        else:
-            print(f'{str(e).splitlines()[0]}\n{LOST}', file=sys.stderr)
-            status = STATUS
     except BaseException:
         traceback.print_exc()
         status = 1
     if status == 0:
         jax.distributed.shutdown()
         return 0
+    # JAX's threads have their say before the last line; and those that failed alike, before the first takes the service
+    # with it.
+    if status == STATUS or jax.process_index() == 0:
+        time.sleep(2)
+    if status == STATUS:
+        print(LOST, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    if jax.process_index() == 0:
-        time.sleep(2)  # the service goes with it: those that failed alike should say so first
     os._exit(status)
 
 
