@@ -192,16 +192,24 @@ def load(folder: Path, step: int, names: Iterable[str] | None = None) -> tuple[d
     """
     path = folder.absolute() / f'{step:08d}'
     _verify(path)
-    told = json.loads((path / _PROGRESS).read_text())
-    if told.get('format') != FORMAT:
+    try:
+        told = dict(json.loads((path / _PROGRESS).read_text()))
+        if told['format'] == FORMAT:
+            progress = dict(told['progress'])
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise Damaged(f'{path}: {_PROGRESS} is not as jtl writes it ({e}).') from e
+    if told['format'] != FORMAT:
         raise UserError(
-            f'{path}: is in format {told.get("format", 0)}, written by another version of jtl; this one reads {FORMAT}.'
+            f'{path}: is in format {told["format"]}, written by another version of jtl; this one reads {FORMAT}.'
         )
     saved = [p.name for p in path.iterdir() if (p / '_METADATA').is_file()]
     names = saved if names is None else list(names)
-    with _alone():
-        parts = {name: _orbax().restore(path / name) if name in saved else {} for name in names}
-    return parts, told['progress']
+    try:
+        with _alone():
+            parts = {name: _orbax().restore(path / name) if name in saved else {} for name in names}
+    except Exception as e:  # whatever Orbax makes of files that are as they were written, but not by Orbax
+        raise Damaged(f'{path}: cannot be read ({type(e).__name__}: {_reason(e)}).') from e
+    return parts, progress
 
 
 def _verify(path: Path) -> None:
@@ -216,16 +224,25 @@ def _verify(path: Path) -> None:
 
 
 def restore(like: PyTree, saved: PyTree, what: str) -> PyTree:
-    """`saved`, nested dicts, poured into the structure of `like`; every path and shape must agree."""
+    """`saved`, nested dicts, poured into the structure of `like`; every path, shape and type must agree.
+
+    A typed key in `like` is made from its integers.
+    """
     have, want = tree.flatten(saved), tree.flatten(like)
-    for path in want:
+    another = 'it is of another model, optimiser or version'
+    for path, leaf in want.items():
         if path not in have:
-            raise UserError(f'{what}: the checkpoint has no {path!r}: it is of another model, optimiser or version.')
-        if have[path].shape != want[path].shape:
-            raise UserError(f'{what}: {path!r} is {have[path].shape} in the checkpoint, {want[path].shape} here.')
+            raise UserError(f'{what}: the checkpoint has no {path!r}: {another}.')
+        stored = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        for kind in ('shape', 'dtype'):
+            there, here = getattr(have[path], kind, type(have[path]).__name__), getattr(stored, kind)
+            if there != here:
+                raise UserError(f'{what}: {path!r} is {there} in the checkpoint, {here} here: {another}.')
+        if _is_key(leaf):
+            have[path] = jax.random.wrap_key_data(have[path])
     extra = sorted(set(have) - set(want))
     if extra:
-        raise UserError(f'{what}: the checkpoint also has {extra[0]!r}: it is of another model, optimiser or version.')
+        raise UserError(f'{what}: the checkpoint also has {extra[0]!r}: {another}.')
     return jax.tree.unflatten(jax.tree.structure(like), [have[path] for path in want])
 
 
@@ -265,7 +282,11 @@ def _plain(part: PyTree) -> dict:
 
 def _numbers(leaf: jax.Array) -> jax.Array:
     """A typed key as its integers; all else as it is."""
-    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _is_ours(path: Path) -> bool:

@@ -12,12 +12,18 @@ from jtl.errors import UserError
 class Writer:
     """Appends rows `{"step": …, "split": …, name: number, …}`; without a folder, nowhere."""
 
-    def __init__(self, folder: Path | None, from_step: int = 0, tensorboard: bool = False):
-        """Drops rows after `from_step`, which a run that was cut short will write again."""
+    def __init__(self, folder: Path | None, from_step: int = 0, again: str | None = None, tensorboard: bool = False):
+        """Drops rows that a run which was cut short will write again.
+
+        Args:
+            from_step: those of later steps;
+            again: and those of `from_step` itself and this split.
+        """
         self._path = folder and folder / 'metrics.jsonl'
         self._mirror = _tensorboard(folder, from_step) if folder and tensorboard else None
         if folder and self._path.exists():
             kept = [row for row in read(self._path) if row['step'] <= from_step]
+            kept = [row for row in kept if (row['step'], row['split']) != (from_step, again)]
             temporary = self._path.with_suffix('.tmp')  # a kill leaves the old file or the new one
             temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
             temporary.replace(self._path)

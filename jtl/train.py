@@ -22,7 +22,7 @@ import numpy as np
 
 from jtl import checkpoint, describe, evals, hosts, metrics, optim, report, run
 from jtl.config import Config, as_json, parse
-from jtl.errors import UserError, nearest
+from jtl.errors import UserError, check_type, nearest
 from jtl.plan import Plan, example, make_plan
 from jtl.pretrained import load as pretrained
 from jtl.progress import Clock, Progress
@@ -166,18 +166,35 @@ def resume(plan: Plan, step: int, parts: dict[str, PyTree], progress: dict, what
     Raises:
         UserError: it is of another model, optimiser or version.
     """
-    try:
-        host = Host(**progress)
-        rng = jax.random.wrap_key_data(jnp.asarray(parts['loop']['rng']))
-        state, slots = parts.get('state', {}), compile_slots(plan.phases[host.phase], plan.optim, plan.layout)
-    except (TypeError, KeyError, IndexError) as e:
-        raise UserError(f'{what}: the checkpoint of step {step} is of another version of jtl ({e}).') from e
+    host = read_host(progress, len(plan.phases), f'{what}: the checkpoint of step {step}')
+    slots, state = compile_slots(plan.phases[host.phase], plan.optim, plan.layout), parts.get('state', {})
     params = checkpoint.restore(plan.shapes[0], parts.get('params', {}), what)
     checkpoint.restore(plan.shapes[1].get('model', {}), state.get('model', {}), what)
     like = slots.eval_shape(params)
     opt_state = checkpoint.restore(like[0], parts.get('opt_state', {}), what)
     ema = checkpoint.restore(like[1], parts.get('ema', {}), what)
-    return plan.layout.place(TrainState(jnp.int32(step), rng, params, state, opt_state, ema)), host
+    loop = checkpoint.restore({'rng': jax.eval_shape(jax.random.key, 0)}, parts.get('loop', {}), what)
+    return plan.layout.place(TrainState(jnp.int32(step), loop['rng'], params, state, opt_state, ema)), host
+
+
+def read_host(progress: dict, phases: int, what: str) -> Host:
+    """The host's account as it was saved; a checkpoint is untrusted.
+
+    Raises:
+        UserError: it is not what this version of jtl writes.
+    """
+    numbers = lambda values: all(type(value) in (int, float) for value in values)
+    try:
+        host = Host(**progress)
+        for field in dataclasses.fields(Host):
+            check_type(field.name, progress[field.name], field.type)
+        fine = 0 <= host.phase < phases and all(type(step) is int and numbers([value]) for step, value in host.best)
+        fine &= all(numbers(row.values()) and row.keys() == host.window[0].keys() for row in host.window)
+    except (TypeError, ValueError, KeyError, AttributeError, UserError) as e:
+        raise UserError(f'{what} is of another version of jtl: progress.json: {e}') from e
+    if not fine:
+        raise UserError(f'{what} is of another version of jtl: progress.json: {progress}')
+    return host
 
 
 def save(writer: checkpoint.Writer, layout: Layout, ts: TrainState, host: Host, step: int) -> None:
@@ -194,7 +211,7 @@ def fit(
     """Steps until the end, until patience runs out, or until asked to stop."""
     config, phases, first = plan.config, plan.phases, int(ts.step)
     folder = workdir if hosts.is_first() else None
-    log = metrics.Writer(folder, first, config.tensorboard)
+    log = metrics.Writer(folder, first, 'val' if host.pending else None, config.tensorboard)
     clock = Clock(config.batch_size, host.seconds)
     with (
         checkpoint.Writer(folder and folder / 'checkpoints', config.keep_last) as writer,

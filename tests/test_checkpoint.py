@@ -258,11 +258,47 @@ def test_load_refuses_a_step_that_is_not_there(tmp_path):
         ({'a': np.zeros(2)}, "here: the checkpoint has no 'b'"),
         ({'a': np.zeros(2), 'b': np.zeros(4)}, r"here: 'b' is \(4,\) in the checkpoint, \(3,\) here"),
         ({'a': np.zeros(2), 'b': np.zeros(3), 'c': np.zeros(1)}, "here: the checkpoint also has 'c'"),
+        ({'a': np.zeros(2), 'b': np.zeros(3, np.float16)}, "here: 'b' is float16 in the checkpoint, float64 here"),
+        ({'a': np.zeros(2), 'b': 'text'}, "here: 'b' is str in the checkpoint"),
     ],
 )
 def test_restore_refuses_another_structure(saved, message):
     with pytest.raises(UserError, match=message):
         checkpoint.restore({'a': np.zeros(2), 'b': np.zeros(3)}, saved, 'here')
+
+
+def test_restore_makes_keys_of_their_integers():
+    like = jax.eval_shape(lambda: {'rng': jax.random.key(0)})
+    restored = checkpoint.restore(like, {'rng': np.asarray(jax.random.key_data(jax.random.key(7)))}, 'here')
+    assert jax.random.bits(restored['rng']) == jax.random.bits(jax.random.key(7))
+    for wrong in (np.zeros(2, np.int32), np.zeros((1, 2), np.uint32)):
+        with pytest.raises(UserError, match="here: 'rng' is"):
+            checkpoint.restore(like, {'rng': wrong}, 'here')
+
+
+def rehash(path):
+    """What someone does who changes a checkpoint on purpose."""
+    (path / 'sha256.json').write_text(json.dumps(checkpoint._hashes(path)))
+
+
+@pytest.mark.parametrize(
+    'text', ['[1]', '{"progress": {}}', '{"format": 1}', '{"format": 1, "progress": 7}', '{', 'null']
+)
+def test_load_refuses_a_progress_that_was_rewritten_with_its_hash(text, tmp_path):
+    path = write(tmp_path, 1) / '00000001'
+    (path / 'progress.json').write_text(text)
+    rehash(path)
+    with pytest.raises(checkpoint.Damaged, match=r'progress\.json is not as jtl writes it'):
+        checkpoint.load(tmp_path, 1)
+
+
+@pytest.mark.parametrize('text', ['{}', '{'])
+def test_load_refuses_arrays_that_orbax_cannot_read(text, tmp_path):
+    path = write(tmp_path, 1) / '00000001'
+    (path / 'params' / '_METADATA').write_text(text)
+    rehash(path)
+    with pytest.raises(checkpoint.Damaged, match='00000001: cannot be read'):
+        checkpoint.load(tmp_path, 1)
 
 
 def test_hashes_are_written_last(tmp_path):

@@ -1,5 +1,6 @@
 """The loop, on real (tiny) models and the bundled digits."""
 
+import dataclasses
 import functools
 import json
 
@@ -9,6 +10,7 @@ import pytest
 
 from jtl import checkpoint, train, tree
 from jtl.config import parse
+from jtl.errors import UserError
 
 HEAD_ONLY = (('head/.*', 1.0), ('.*', None))
 EVERYTHING = (('.*', 1.0),)
@@ -176,6 +178,36 @@ def test_the_folder_may_be_relative(tmp_path, monkeypatch):
     result = train.train(CONFIG, 'here', quiet=True)
     assert checkpoint.steps(tmp_path / 'here' / 'checkpoints')[-1] == 12
     assert json.loads((tmp_path / 'here' / 'result.json').read_text())['step'] == result['step']
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'phase': 1},
+        {'phase': -1},
+        {'phase': 'x'},
+        {'best': 5},
+        {'best': [[1]]},
+        {'best': [[1, 'x']]},
+        {'best': [['1', 0.5]]},
+        {'waited': 'x'},
+        {'pending': 'x'},
+        {'window': 7},
+        {'window': [7]},
+        {'window': [{'loss': 'x'}]},
+        {'window': [{'loss': 1.0}, {'loss': 1.0, 'foo': 1.0}]},
+        {'seconds': 'x'},
+        {'foo': 1},
+        None,
+    ],
+    ids=str,
+)
+def test_read_host_refuses_what_was_not_written_by_this_version(change):
+    host = train.Host(best=[[3, 0.5]], window=[{'loss': 1.0}])
+    progress = json.loads(json.dumps(dataclasses.asdict(host)))
+    assert train.read_host(progress, 1, 'here') == host
+    with pytest.raises(UserError, match=r'^here is of another version of jtl: progress\.json: '):
+        train.read_host({**progress, **change} if change else {}, 1, 'here')
 
 
 def looks(values, **config):

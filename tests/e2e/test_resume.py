@@ -130,6 +130,25 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(uninterrupted, tmp_path, 
     assert not list((tmp_path / 'run' / 'checkpoints').glob('tmp-*'))
 
 
+def test_a_kill_after_an_evaluation_that_was_made_again_writes_no_row_twice(uninterrupted, tmp_path, monkeypatch):
+    # stopped in the evaluation after step 2; resumed, and killed between the row of that evaluation and the checkpoint
+    class Killed(BaseException):
+        pass
+
+    def kill(*args, **kwargs):
+        raise Killed
+
+    with pytest.raises(Stopped, match='after step 2'):
+        train(EVERYTHING, tmp_path / 'run', stop=at(3), quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr('jtl.train.save', kill)
+        with pytest.raises(Killed):
+            train(EVERYTHING, tmp_path / 'run', quiet=True)
+    assert [row['step'] for row in tiny.rows(tmp_path / 'run')] == [2]  # the row is there
+    train(EVERYTHING, tmp_path / 'run', quiet=True)
+    assert outcome(tmp_path / 'run') == uninterrupted
+
+
 def test_patience_counts_across_sessions(tmp_path):
     # a rate this low changes no prediction, so accuracy never improves on its first value:
     # evaluations after 2, 4, 6, 8 steps wait 0, 1, 2, 3
