@@ -2,7 +2,7 @@
 
     checkpoints/00001200/          the number of updates done
         params/ state/ …           one Orbax tree for each part of the training state
-        progress.json              the format, and host-side values: the phase, the best values, …
+        progress.json              the format, the step, and host-side values: the phase, the best values, …
         sha256.json                the hash of every other file; written last
 
 A folder is written under a temporary name, brought to the disk, and renamed, in a background thread, so that the
@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +34,7 @@ PyTree = Any
 FORMAT = 1  # of this layout; what is written in another one is refused
 _HASHES = 'sha256.json'
 _PROGRESS = 'progress.json'
-_TEMPORARY = 'tmp-*'
+_TEMPORARY = re.compile(r'tmp-(old-)?\d+')
 _ORBAX = threading.Lock()
 
 
@@ -54,7 +55,7 @@ class Writer:
         self.keep_last = keep_last
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
         self._pending: Future | None = None
-        for left_over in folder.glob(_TEMPORARY) if folder else ():  # of a run that was killed while it wrote
+        for left_over in filter(_is_temporary, _inside(folder)):  # of a run that was killed while it wrote
             shutil.rmtree(left_over)
 
     def __enter__(self) -> 'Writer':
@@ -103,7 +104,7 @@ class Writer:
             with _alone():
                 for name, part in parts.items():
                     _orbax().save(temporary / name, ocp.args.PyTreeSave(_plain(part)))
-            (temporary / _PROGRESS).write_text(json.dumps({'format': FORMAT, 'progress': progress}))
+            (temporary / _PROGRESS).write_text(json.dumps({'format': FORMAT, 'step': step, 'progress': progress}))
             (temporary / _HASHES).write_text(json.dumps(_hashes(temporary)))
             _to_disk(temporary)
         except BaseException:
@@ -129,7 +130,7 @@ class Writer:
 
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in `folder`, ascending."""
-    return sorted(int(p.name) for p in folder.glob('[0-9]*') if _is_ours(p))
+    return sorted(int(p.name) for p in filter(_is_checkpoint, _inside(folder)))
 
 
 def check(folder: Path) -> None:
@@ -143,7 +144,7 @@ def check(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f'{folder}: is a file; checkpoints go into a folder of this name.')
     for path in sorted(folder.iterdir()):
-        if not _is_ours(path) and not path.match(_TEMPORARY):
+        if not _is_checkpoint(path) and not _is_temporary(path):
             raise UserError(f'{folder}: holds {path.name!r}, which is not a checkpoint; move it elsewhere.')
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f'{folder}: cannot be written to.')
@@ -171,13 +172,12 @@ def newest(folder: Path) -> tuple[int, dict[str, PyTree], dict, list[str]] | Non
 
 def _finish(folder: Path) -> None:
     """Renames a checkpoint that was written whole when its writer was killed, where it is the only one of its step."""
-    for temporary in folder.glob('tmp-[0-9]*'):
+    for temporary in filter(_is_temporary, _inside(folder)):
         step = temporary.name.removeprefix('tmp-')
-        if not step.isdecimal() or (folder / f'{int(step):08d}').exists():
-            continue
-        with contextlib.suppress(Damaged):
-            _verify(temporary)
-            temporary.rename(folder / f'{int(step):08d}')
+        if step.isdecimal() and not (folder / f'{int(step):08d}').exists():
+            with contextlib.suppress(Damaged):
+                _verify(temporary, int(step))
+                temporary.rename(folder / f'{int(step):08d}')
 
 
 def load(folder: Path, step: int, names: Iterable[str] | None = None) -> tuple[dict[str, PyTree], dict]:
@@ -191,13 +191,7 @@ def load(folder: Path, step: int, names: Iterable[str] | None = None) -> tuple[d
         UserError: written by a version of jtl that does it in another way.
     """
     path = folder.absolute() / f'{step:08d}'
-    _verify(path)
-    try:
-        told = dict(json.loads((path / _PROGRESS).read_text()))
-        if told['format'] == FORMAT:
-            progress = dict(told['progress'])
-    except (OSError, ValueError, TypeError, KeyError) as e:
-        raise Damaged(f'{path}: {_PROGRESS} is not as jtl writes it ({e}).') from e
+    told = _verify(path, step)
     if told['format'] != FORMAT:
         raise UserError(
             f'{path}: is in format {told["format"]}, written by another version of jtl; this one reads {FORMAT}.'
@@ -209,10 +203,11 @@ def load(folder: Path, step: int, names: Iterable[str] | None = None) -> tuple[d
             parts = {name: _orbax().restore(path / name) if name in saved else {} for name in names}
     except Exception as e:  # whatever Orbax makes of files that are as they were written, but not by Orbax
         raise Damaged(f'{path}: cannot be read ({type(e).__name__}: {_reason(e)}).') from e
-    return parts, progress
+    return parts, told['progress']
 
 
-def _verify(path: Path) -> None:
+def _verify(path: Path, step: int) -> dict:
+    """What `progress.json` says, after checking every file."""
     try:
         expected = dict(json.loads((path / _HASHES).read_text()))
         found = _hashes(path)
@@ -221,6 +216,14 @@ def _verify(path: Path) -> None:
     bad = sorted(file for file in {*expected, *found} if expected.get(file) != found.get(file))
     if bad:
         raise Damaged(f'{path}: damaged: {", ".join(bad[:3])} {"is" if len(bad) == 1 else "are"} not as written.')
+    try:
+        told = dict(json.loads((path / _PROGRESS).read_text()))
+        is_of, _ = told['step'], dict(told['progress'], format=told['format'])
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise Damaged(f'{path}: {_PROGRESS} is not as jtl writes it ({e}).') from e
+    if is_of != step:
+        raise Damaged(f'{path}: damaged: it is the checkpoint of step {is_of}, and was renamed.')
+    return told
 
 
 def restore(like: PyTree, saved: PyTree, what: str) -> PyTree:
@@ -289,8 +292,17 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _is_ours(path: Path) -> bool:
-    return path.name.isdecimal() and len(path.name) >= 8 and path.is_dir()
+def _inside(folder: Path | None) -> list[Path]:
+    return list(folder.iterdir()) if folder and folder.is_dir() else []
+
+
+def _is_checkpoint(path: Path) -> bool:
+    named = path.name.isdecimal() and path.name == f'{int(path.name):08d}'
+    return named and path.is_dir() and not path.is_symlink()
+
+
+def _is_temporary(path: Path) -> bool:
+    return bool(_TEMPORARY.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
 
 
 def _hashes(path: Path) -> dict[str, str]:

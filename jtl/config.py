@@ -164,13 +164,17 @@ def as_json(config: Config | Mapping) -> dict:
         raise UserError(f'config: only numbers, text, None, tuples and dicts can be kept in config.json: {e}.') from e
 
 
+def essential(config: Mapping, prefix: str = 'config') -> dict:
+    """A config without what may change when a run goes on."""
+    kept = {key: value for key, value in config.items() if f'{prefix}.{key}' not in MAY_CHANGE}
+    return {k: essential(v, f'{prefix}.{k}') if isinstance(v, Mapping) else v for k, v in kept.items()}
+
+
 def differences(old: Mapping, new: Mapping, prefix: str = 'config') -> list[str]:
-    """`key: old -> new` for every value that differs and may not."""
+    """`key: old -> new` for every value that differs."""
     found = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
-        if f'{prefix}.{key}' in MAY_CHANGE:
-            continue
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, f'{prefix}.{key}')
         elif a != b:

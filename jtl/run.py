@@ -16,6 +16,7 @@ import dataclasses
 import errno
 import fcntl
 import functools
+import hashlib
 import json
 import os
 import platform
@@ -32,7 +33,7 @@ import numpy as np
 
 import jtl
 from jtl import checkpoint, tree
-from jtl.config import differences
+from jtl.config import differences, essential
 from jtl.errors import UserError
 
 PyTree = Any
@@ -87,9 +88,14 @@ def _runs_nearby(path: Path) -> str:
 
 def _json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as e:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as e:
         raise UserError(f'{path}: cannot be read ({e}).') from e
+
+
+def result(workdir: Path) -> dict | None:
+    """What a finished run came to; None of one that is not."""
+    return _json(workdir / 'result.json') if (workdir / 'result.json').exists() else None
 
 
 def record(config: dict, fingerprint: str, weights: str | None) -> dict:
@@ -103,6 +109,12 @@ def record(config: dict, fingerprint: str, weights: str | None) -> dict:
         'commit': _commit(),
         **_machine(),
     }
+
+
+def identity(record: dict) -> str:
+    """A hash of all that decides what a run computes."""
+    decides = [essential(record['config']), record['data'], record['weights']]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @functools.cache
@@ -144,7 +156,9 @@ def check(workdir: Path, new: dict) -> None:
             raise UserError(f'--workdir {workdir}: is not empty and not the folder of a run; name a new one.')
         return
     old = _json(workdir / 'config.json')
-    changed = differences(old.get('config', {}), new['config'])
+    if not isinstance(old.get('config'), dict):
+        raise UserError(f'{workdir / "config.json"}: is not as it was written: it has no config.')
+    changed = differences(essential(old['config']), essential(new['config']))
     changed += [f'the {key} behind it' for key in ('data', 'weights') if old.get(key) != new[key]]
     if changed:
         raise UserError(
@@ -204,7 +218,7 @@ def _locked(path: Path) -> IO[str]:
 
 def note_change(workdir: Path, now: dict) -> str | None:
     """What of the versions is not as it was when the run began, so that its numbers may come out otherwise."""
-    before = _json(workdir / 'config.json').get('versions', {})
+    before = dict(_json(workdir / 'config.json').get('versions') or {})
     changed = [f'{k} {before.get(k)} -> {v}' for k, v in now['versions'].items() if before.get(k) != v]
     if not changed:
         return None

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,6 +37,7 @@ LOWER_IS_BETTER = ('loss', 'ece')
 class Host:
     """The rest of what decides the future, on the host; saved with every checkpoint."""
 
+    run: str = ''  # what it is an account of: `jtl.run.identity`
     phase: int = 0
     best: list[list] = dataclasses.field(default_factory=list)  # [step, validation value], the best first
     waited: int = 0  # evaluations since the best
@@ -97,11 +97,10 @@ def train(
 def claim(plan: Plan, workdir: Path, record: dict, held: contextlib.ExitStack) -> dict | None:
     """The result of a finished run; else the folder is this process's alone until `held` closes."""
     run.check(workdir, record)
-    if not (workdir / 'result.json').exists():
+    if (result := run.result(workdir)) is None:
         held.enter_context(run.lock(workdir))
-    if (workdir / 'result.json').exists():  # perhaps only now
-        return json.loads((workdir / 'result.json').read_text())
-    return None
+        result = run.result(workdir)  # perhaps only now
+    return result
 
 
 def write_report(plan: Plan, workdir: Path) -> None:
@@ -120,13 +119,13 @@ def begin(plan: Plan, workdir: Path, record: dict, say: Callable[[str], None]) -
         step, parts, progress, damaged = saved
         for text in damaged if hosts.is_first() else ():
             print(f'{text} Going on from the one before it.')
-        ts, host = resume(plan, step, parts, progress, str(workdir / 'checkpoints'))
+        ts, host = resume(plan, step, parts, progress, run.identity(record), str(workdir / 'checkpoints'))
         say(f'{workdir}: going on from step {step} of {plan.steps}.')
         if hosts.is_first() and (note := run.note_change(workdir, record)):
             print(note)
     else:
         ts, table = start(plan)
-        host = Host()
+        host = Host(run.identity(record))
         if hosts.is_first():
             run.write_start(workdir, record, run.model_record(record['config'], plan.data), table)
         say(table)
@@ -160,11 +159,13 @@ def check_select(plan: Plan, ts: TrainState) -> None:
             raise UserError(f'{what}; {nearest(plan.config.select, known)}')
 
 
-def resume(plan: Plan, step: int, parts: dict[str, PyTree], progress: dict, what: str) -> tuple[TrainState, Host]:
+def resume(
+    plan: Plan, step: int, parts: dict[str, PyTree], progress: dict, identity: str, what: str
+) -> tuple[TrainState, Host]:
     """All from a checkpoint: `load` and `prepare` are not done again, and `state` has the shapes it had.
 
     Raises:
-        UserError: it is of another model, optimiser or version.
+        UserError: it is of another model, optimiser, version or run.
     """
     host = read_host(progress, len(plan.phases), f'{what}: the checkpoint of step {step}')
     slots, state = compile_slots(plan.phases[host.phase], plan.optim, plan.layout), parts.get('state', {})
@@ -174,6 +175,8 @@ def resume(plan: Plan, step: int, parts: dict[str, PyTree], progress: dict, what
     opt_state = checkpoint.restore(like[0], parts.get('opt_state', {}), what)
     ema = checkpoint.restore(like[1], parts.get('ema', {}), what)
     loop = checkpoint.restore({'rng': jax.eval_shape(jax.random.key, 0)}, parts.get('loop', {}), what)
+    if host.run != identity:
+        raise UserError(f'{what}: the checkpoint of step {step} is of a run with another config, data or weights.')
     return plan.layout.place(TrainState(jnp.int32(step), loop['rng'], params, state, opt_state, ema)), host
 
 
@@ -346,7 +349,8 @@ def finish(plan: Plan, ts: TrainState, host: Host, timing: dict, workdir: Path, 
     """Takes the selected checkpoint, reads the test split once, and writes the result."""
     if plan.save_every and host.best_step not in (None, int(ts.step)):
         what = str(workdir / 'checkpoints')
-        ts, _ = resume(plan, host.best_step, *hosts.told(lambda: selected(Path(what), host.best_step)), what)
+        saved = hosts.told(lambda: selected(Path(what), host.best_step))
+        ts, _ = resume(plan, host.best_step, *saved, host.run, what)
     result = {}
     for split in ('val', 'test'):
         if split in plan.data.sizes:

@@ -208,6 +208,31 @@ def test_check_refuses_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch)
         checkpoint.check(tmp_path)
 
 
+def test_a_checkpoint_renamed_to_another_step_is_not_that_step(tmp_path):
+    write(tmp_path, 3, 5, keep_last=2)
+    (tmp_path / '00000005').rename(tmp_path / '00000008')
+    step, _, _, bad = checkpoint.newest(tmp_path)
+    assert step == 3 and '00000008: damaged: it is the checkpoint of step 5, and was renamed' in bad[0]
+    (tmp_path / '00000008').rename(tmp_path / 'tmp-8')  # nor when it looks like one that was not renamed yet
+    assert checkpoint.newest(tmp_path)[0] == 3 and checkpoint.steps(tmp_path) == [3]
+
+
+def test_nothing_that_is_not_ours_is_deleted_or_followed(tmp_path):
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'elsewhere' / 'thesis.tex').write_text('x')
+    for name in ('tmp-foo', 'tmp-1.tar', '0000000019', '19'):
+        (tmp_path / 'c' / name).mkdir(parents=True)
+        with pytest.raises(UserError, match=f"holds '{name}'"):
+            checkpoint.check(tmp_path / 'c')
+        (tmp_path / 'c' / name).rmdir()
+    for name in ('tmp-7', '00000007'):
+        (tmp_path / 'c' / name).symlink_to(tmp_path / 'elsewhere')
+        with pytest.raises(UserError, match=f"holds '{name}'"):
+            checkpoint.check(tmp_path / 'c')
+    write(tmp_path / 'c', 9)
+    assert (tmp_path / 'elsewhere' / 'thesis.tex').exists() and (tmp_path / 'c' / 'tmp-7').is_symlink()
+
+
 def test_load_refuses_another_format(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, 'FORMAT', 0)
     write(tmp_path, 1)

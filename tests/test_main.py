@@ -370,6 +370,16 @@ def test_main_names_a_damaged_checkpoint_and_goes_on_from_the_one_before(damage,
     checkpoint.load(run / 'checkpoints', int(newest.name))  # written again, whole
 
 
+@pytest.mark.parametrize(
+    'file, text',
+    [('config.json', '{'), ('config.json', '[1]'), ('config.json', '{"config": 7}'), ('result.json', '{')],
+)
+def test_main_refuses_a_folder_whose_files_were_edited(file, text, refuse, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / 'again')
+    (tmp_path / 'again' / file).write_text(text)
+    assert file in refuse(workdir=tmp_path / 'again')
+
+
 def test_main_refuses_when_no_checkpoint_is_whole(refuse, finished, tmp_path):
     folders = kill_at_the_end(finished, tmp_path / 'again')
     for folder in folders:
@@ -390,6 +400,8 @@ OTHERS = {
         r"'backbone/fc1/bias' is \(9,\) in the checkpoint, \(8,\) here",
     ),
     'optimiser': ({'optim': {'name': 'adam', 'lr': 0.1}}, 'of another model, optimiser or version'),
+    'seed': ({'seed': 1}, 'is of a run with another config, data or weights'),
+    'rate': ({'optim': {'name': 'sgd', 'lr': 0.2}}, 'is of a run with another config, data or weights'),
 }
 
 

@@ -203,7 +203,7 @@ def test_the_folder_may_be_relative(tmp_path, monkeypatch):
     ids=str,
 )
 def test_read_host_refuses_what_was_not_written_by_this_version(change):
-    host = train.Host(best=[[3, 0.5]], window=[{'loss': 1.0}])
+    host = train.Host('x', best=[[3, 0.5]], window=[{'loss': 1.0}])
     progress = json.loads(json.dumps(dataclasses.asdict(host)))
     assert train.read_host(progress, 1, 'here') == host
     with pytest.raises(UserError, match=r'^here is of another version of jtl: progress\.json: '):
