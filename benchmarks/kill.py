@@ -10,6 +10,7 @@ also the config of the run. Exit status 0 if nothing differs.
 
 import argparse
 import json
+import math
 import os
 import random
 import re
@@ -89,9 +90,15 @@ def start(run: Path, steps: int, log: Path) -> subprocess.Popen:
 def wait(process: subprocess.Popen, kind: str, run: Path, startup: float) -> None:
     """Until the moment to kill, or until the process has ended."""
     until = time.monotonic() + random.uniform(0, startup if kind == 'anywhere' else 120)
-    record = run / 'metrics.jsonl'
-    before = record.stat().st_mtime_ns if record.exists() else 0
-    trains = lambda: record.exists() and record.stat().st_mtime_ns != before
+    record, fewest = run / 'metrics.jsonl', math.inf
+
+    def trains() -> bool:
+        """Whether rows have been added: a session first cuts off what it will write again, then compiles."""
+        nonlocal fewest
+        rows = record.read_text().count('\n') if record.exists() else 0
+        fewest = min(fewest, rows)
+        return rows > fewest
+
     writes = lambda: trains() and any((run / 'checkpoints').glob('tmp-*'))
     happens = {'anywhere': lambda: False, 'training': trains, 'writing': writes}[kind]
     while process.poll() is None and time.monotonic() < until and not happens():
