@@ -170,6 +170,17 @@ def newest(folder: Path) -> tuple[int, dict[str, PyTree], dict, list[str]] | Non
     return None
 
 
+def damaged(folder: Path, of: Iterable[int]) -> dict[int, str]:
+    """What is wrong with which of the checkpoints of some steps."""
+    found = {}
+    for step in of:
+        try:
+            _verify(folder.absolute() / f'{step:08d}', step)
+        except Damaged as e:
+            found[step] = str(e)
+    return found
+
+
 def _finish(folder: Path) -> None:
     """Renames a checkpoint that was written whole when its writer was killed, where it is the only one of its step."""
     for temporary in filter(_is_temporary, _inside(folder)):

@@ -29,6 +29,7 @@ LEAST = {
 }
 MAY_CHANGE = (  # when a run goes on: where and how it is computed, not what
     'config.sharding',
+    'config.init',  # the path; a hash of the weights is compared
     'config.data.threads',
     'config.data.workers',
     'config.data.cache_mb',

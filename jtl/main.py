@@ -43,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     module, config, path, workdir = _parse(argv)
+    stop = _on_signal()
     from jtl import hosts, sweep  # JAX is imported only now, so that a wrong flag is answered at once
     from jtl.train import Stopped, train
 
     workdir = workdir or hosts.told(lambda: _dated(path))
     say = print if hosts.is_first() else lambda text: None
     say(f'Run folder: {workdir}')
-    stop = _on_signal()
     try:
         if hasattr(module, 'sweep'):
             say(sweep.run(module, config, workdir, stop))

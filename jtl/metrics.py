@@ -40,13 +40,23 @@ class Writer:
 
 
 def read(path: Path) -> list[dict]:
-    """The rows written so far; a last line cut short by a kill is left out."""
+    """The rows written so far; a last line cut short by a kill is left out.
+
+    Raises:
+        UserError: another line is not a row.
+    """
+    lines = path.read_text(errors='replace').splitlines()
     rows = []
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+            fine = isinstance(row['step'], int) and isinstance(row['split'], str)
+        except (ValueError, KeyError, TypeError):
+            fine = False
+        if fine:
+            rows.append(row)
+        elif number < len(lines):
+            raise UserError(f'{path}: line {number} is not as it was written.')
     return rows
 
 

@@ -95,7 +95,13 @@ def _json(path: Path) -> dict:
 
 def result(workdir: Path) -> dict | None:
     """What a finished run came to; None of one that is not."""
-    return _json(workdir / 'result.json') if (workdir / 'result.json').exists() else None
+    path = workdir / 'result.json'
+    if not path.exists():
+        return None
+    found = _json(path)
+    if missing := {'step', 'seconds', 'examples_per_second', 'params'} - found.keys():
+        raise UserError(f'{path}: is not as it was written: it has no {", ".join(sorted(missing))}.')
+    return found
 
 
 def record(config: dict, fingerprint: str, weights: str | None) -> dict:
@@ -165,7 +171,8 @@ def check(workdir: Path, new: dict) -> None:
             f'--workdir {workdir}: holds a run with another config; it differs in {"; ".join(changed)}. '
             'Name another --workdir, or delete this one.'
         )
-    checkpoint.check(workdir / 'checkpoints')
+    if not (workdir / 'result.json').exists():
+        checkpoint.check(workdir / 'checkpoints')
 
 
 @contextlib.contextmanager
@@ -182,7 +189,9 @@ def lock(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         file = _locked(workdir / 'lock')
     except BlockingIOError as e:
-        holder = (workdir / 'lock').read_text().strip() or 'just started'
+        holder = 'just started'
+        with contextlib.suppress(OSError):
+            holder = (workdir / 'lock').read_text().strip() or holder
         raise UserError(f'--workdir {workdir}: another process works in it ({holder}).') from e
     except OSError as e:
         raise UserError(f'--workdir {workdir}: cannot be written to: {e.strerror}.') from e
@@ -218,7 +227,8 @@ def _locked(path: Path) -> IO[str]:
 
 def note_change(workdir: Path, now: dict) -> str | None:
     """What of the versions is not as it was when the run began, so that its numbers may come out otherwise."""
-    before = dict(_json(workdir / 'config.json').get('versions') or {})
+    before = _json(workdir / 'config.json').get('versions')
+    before = before if isinstance(before, dict) else {}
     changed = [f'{k} {before.get(k)} -> {v}' for k, v in now['versions'].items() if before.get(k) != v]
     if not changed:
         return None

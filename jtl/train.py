@@ -99,7 +99,8 @@ def claim(plan: Plan, workdir: Path, record: dict, held: contextlib.ExitStack) -
     run.check(workdir, record)
     if (result := run.result(workdir)) is None:
         held.enter_context(run.lock(workdir))
-        result = run.result(workdir)  # perhaps only now
+        run.check(workdir, record)  # again: whoever had the lock may have ended just now
+        result = run.result(workdir)
     return result
 
 
@@ -121,6 +122,11 @@ def begin(plan: Plan, workdir: Path, record: dict, say: Callable[[str], None]) -
             print(f'{text} Going on from the one before it.')
         ts, host = resume(plan, step, parts, progress, run.identity(record), str(workdir / 'checkpoints'))
         say(f'{workdir}: going on from step {step} of {plan.steps}.')
+        others = [best for best, _ in host.best if best != step]
+        lost = hosts.told(lambda: checkpoint.damaged(workdir / 'checkpoints', others))
+        host.best = [pair for pair in host.best if pair[0] not in lost]
+        for text in lost.values() if hosts.is_first() else ():
+            print(f'{text} It was the best by validation; now the best of the others will be taken.')
         if hosts.is_first() and (note := run.note_change(workdir, record)):
             print(note)
     else:
@@ -347,10 +353,16 @@ class _Interrupted(Exception):
 
 def finish(plan: Plan, ts: TrainState, host: Host, timing: dict, workdir: Path, asked: Callable[[], bool]) -> dict:
     """Takes the selected checkpoint, reads the test split once, and writes the result."""
-    if plan.save_every and host.best_step not in (None, int(ts.step)):
-        what = str(workdir / 'checkpoints')
-        saved = hosts.told(lambda: selected(Path(what), host.best_step))
+    what, last = str(workdir / 'checkpoints'), int(ts.step)
+    while plan.save_every and host.best_step not in (None, last):
+        try:
+            saved = hosts.told(lambda: checkpoint.load(Path(what), host.best_step))
+        except checkpoint.Damaged as e:
+            print(f'{e} It is the best by validation; the next best is taken, or the last.')
+            host.best.pop(0)
+            continue
         ts, _ = resume(plan, host.best_step, *saved, host.run, what)
+        break
     result = {}
     for split in ('val', 'test'):
         if split in plan.data.sizes:
@@ -365,11 +377,3 @@ def finish(plan: Plan, ts: TrainState, host: Host, timing: dict, workdir: Path, 
     if hosts.is_first():
         run.write_json(workdir / 'result.json', metrics.finite(result))
     return result
-
-
-def selected(folder: Path, step: int) -> tuple[dict[str, PyTree], dict]:
-    """The checkpoint with the best validation value, of which there is no second copy."""
-    try:
-        return checkpoint.load(folder, step)
-    except checkpoint.Damaged as e:
-        raise UserError(f'{e} It is the best by validation. Delete {folder} to train again from the start.') from e

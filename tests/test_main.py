@@ -372,7 +372,13 @@ def test_main_names_a_damaged_checkpoint_and_goes_on_from_the_one_before(damage,
 
 @pytest.mark.parametrize(
     'file, text',
-    [('config.json', '{'), ('config.json', '[1]'), ('config.json', '{"config": 7}'), ('result.json', '{')],
+    [
+        ('config.json', '{'),
+        ('config.json', '[1]'),
+        ('config.json', '{"config": 7}'),
+        ('result.json', '{'),
+        ('result.json', '{}'),
+    ],
 )
 def test_main_refuses_a_folder_whose_files_were_edited(file, text, refuse, finished, tmp_path):
     shutil.copytree(finished, tmp_path / 'again')
@@ -433,15 +439,24 @@ def test_main_keeps_what_was_selected_when_only_that_checkpoint_is_left(tmp_path
     assert old['test'] == new['test'] and old['step'] == new['step']
 
 
-def test_main_says_so_when_the_selected_checkpoint_is_damaged(refuse, tmp_path):
+def test_main_says_so_when_the_selected_checkpoint_is_damaged_and_takes_the_next(tmp_path, capsys):
     flags = ['--config.checkpoint_every=1', '--config.eval_every=1', '--config.select=loss', '--config.optim.lr=10.0']
     config = tiny.write_config(tmp_path / 'config.py')
     run = tmp_path / 'again'
     assert main([f'--config={config}', f'--workdir={run}', *flags]) == 0
     (run / 'result.json').unlink()
     tiny.tamper(tiny.largest(run / 'checkpoints' / '00000001'))
-    said = refuse(*flags, workdir=run)
-    assert '00000001: damaged' in said and 'It is the best by validation. Delete' in said
+    assert main([f'--config={config}', f'--workdir={run}', *flags]) == 0
+    said = capsys.readouterr().out
+    assert '00000001: damaged' in said and 'It was the best by validation; now the best of the others' in said
+    assert json.loads((run / 'result.json').read_text())['step'] == 3  # one was kept, so the last is left
+
+
+def test_main_refuses_a_record_that_was_edited(refuse, finished, tmp_path):
+    kill_at_the_end(finished, tmp_path / 'again')
+    path = tmp_path / 'again' / 'metrics.jsonl'
+    path.write_text('7\n' + path.read_text())
+    assert 'metrics.jsonl: line 1 is not as it was written' in refuse(workdir=tmp_path / 'again')
 
 
 # Divergence.

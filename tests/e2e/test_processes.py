@@ -51,6 +51,12 @@ def all_end(pids, seconds=30):
     return not any(Path(f'/proc/{pid}').exists() for pid in pids)
 
 
+def both_workers_deliver(tmp_path):
+    """Every worker is past its start, in which a signal would still end it."""
+    record = tmp_path / 'run' / 'metrics.jsonl'
+    return lambda: record.exists() and record.read_text().count('\n') > 40
+
+
 def trains(tmp_path):
     return (tmp_path / 'run' / 'metrics.jsonl').exists
 
@@ -105,7 +111,7 @@ def test_a_signal_to_all_processes_of_the_group_saves_with_workers(number, tmp_p
     # a terminal's Ctrl-C and a scheduler's SIGTERM reach the processes that read data as well
     config = {**LONG, 'data': {**tiny.CONFIG['data'], 'augment': ('flip',), 'workers': 2}}
     process = start(tmp_path, config)
-    wait_for(process, trains(tmp_path))
+    wait_for(process, both_workers_deliver(tmp_path))
     children = children_of(process)
     os.killpg(process.pid, number)
     status, out, err = finish(process)
