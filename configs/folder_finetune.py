@@ -7,8 +7,9 @@
     pictures/cats/*.jpg                    no split: 15 % of each class are held out to test, 10 % to validate
     pictures/train/cats/*.jpg, test/…      with splits, which stay as they are
 
-`init` is the folder of a former run, whose model and preprocessing are taken over: the new head is trained first, by
-itself, then everything, the backbone at a tenth of the rate. Without it `model` is trained from scratch.
+`init` names pretrained weights, `resnet50.a1_in1k`, `torch:PATH` or the folder of a former run, whose model and
+preprocessing are taken over: the new head is trained first, by itself, then everything, the backbone at a tenth of the
+rate. Without it `model` is trained from scratch.
 """
 
 from ml_collections import ConfigDict

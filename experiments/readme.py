@@ -4,8 +4,8 @@
     python experiments/readme.py --check quickstart=runs/quickstart     # a diff, and exit status 1 if README differs
 
 What stands between `<!-- results:NAME -->` and `<!-- end -->` is replaced. `quickstart` is the folder of a sweep, whose
-RESULTS.md and results.png `jtl.compare` wrote; any other NAME is a folder of plain runs, a table row each. Of paths
-only the last part is shown.
+RESULTS.md and results.png `jtl.compare` wrote; `parity` is the file that tests/parity wrote; any other NAME is a folder
+of plain runs, a table row each. Of paths only the last part is shown.
 """
 
 import argparse
@@ -49,6 +49,9 @@ def update(root: Path, results: Sequence[str], check: bool = False) -> int:
         if not name or not folder:
             raise UserError(f'{given!r}: expected NAME=FOLDER, e.g. quickstart=runs/quickstart.')
         folder = Path(folder)
+        if name == 'parity':
+            new = between(new, name, parity(folder))
+            continue
         if not folder.is_dir():
             raise UserError(f'{folder}: no such folder (for {name}).')
         if name == 'quickstart':
@@ -88,6 +91,23 @@ def summary(folder: Path, picture: str) -> str:
     text = (folder / 'RESULTS.md').read_text(encoding='utf-8')
     text = re.sub(r'\A# .*\n', '', text).replace('![](results.png)', f'![Test accuracy by number of labels]({picture})')
     return relative(text)
+
+
+def parity(file: Path) -> str:
+    """A Markdown table, a row a family and a column a library, of the largest difference to its models."""
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()]
+    except (OSError, ValueError) as e:
+        raise UserError(f'{file}: expected the file that JTL_PARITY named ({e}).') from e
+    worst: dict[tuple[str, str], float] = {}
+    for r in rows:
+        key = r['family'], r['names'].partition('-')[0]  # huggingface-deit is Hugging Face's
+        worst[key] = max(worst.get(key, 0.0), r['difference'])
+    families, libraries = sorted({f for f, _ in worst}), sorted({n for _, n in worst})
+    cells = [[f, *(f'{worst[f, n]:.0e}' if (f, n) in worst else '' for n in libraries)] for f in families]
+    lines = [['', *libraries], ['---'] * (1 + len(libraries)), *cells]
+    counted = f'{len(rows)} comparisons in {len({r["test"] for r in rows})} tests.'
+    return '\n'.join([*('| ' + ' | '.join(line) + ' |' for line in lines), '', counted])
 
 
 def relative(text: str) -> str:

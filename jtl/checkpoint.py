@@ -247,12 +247,12 @@ def restore(like: PyTree, saved: PyTree, what: str) -> PyTree:
     for path, leaf in want.items():
         if path not in have:
             raise UserError(f'{what}: the checkpoint has no {path!r}: {another}.')
-        stored = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        stored = jax.eval_shape(jax.random.key_data, leaf) if tree.is_key(leaf) else leaf
         for kind in ('shape', 'dtype'):
             there, here = getattr(have[path], kind, type(have[path]).__name__), getattr(stored, kind)
             if there != here:
                 raise UserError(f'{what}: {path!r} is {there} in the checkpoint, {here} here: {another}.')
-        if _is_key(leaf):
+        if tree.is_key(leaf):
             have[path] = jax.random.wrap_key_data(have[path])
     extra = sorted(set(have) - set(want))
     if extra:
@@ -296,11 +296,7 @@ def _plain(part: PyTree) -> dict:
 
 def _numbers(leaf: jax.Array) -> jax.Array:
     """A typed key as its integers; all else as it is."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if tree.is_key(leaf) else leaf
 
 
 def _inside(folder: Path | None) -> list[Path]:

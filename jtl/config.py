@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jtl import metrics
 from jtl.errors import UserError, check_kwargs, nearest
+from jtl.rules import pairs
 
 LEAST = {
     'steps': 1,
@@ -45,12 +46,14 @@ class Config:
 
     Attributes:
         data: keyword arguments of `jtl.data.load`; `name` is the URI.
-        model: `name`, and keyword arguments of `jtl.models.build` and of the model's own file; left out, the model
-            that `init` is of.
+        model: `name`, and keyword arguments of `jtl.models.build` and of the model's own file. With `init`, these are
+            changes to the model that the weights are of, unless `name` is another one.
         batch_size: examples a step.
         steps, epochs: the length of training, one or the other.
         seed: of initialisation, order, augmentation, dropout, and of which few labels are drawn.
-        init: the URI of pretrained weights, for now the folder of a former run; None is from scratch.
+        init: the URI of pretrained weights, `hf:timm/resnet50.a1_in1k`, `torch:PATH`, the folder of a former run, …:
+            see `jtl.pretrained.source`. None is from scratch.
+        load: keyword arguments of `jtl.pretrained.load.load`: what becomes of the head, and what may be missing.
         method: `name`, a file in `jtl/methods/`, and keyword arguments of the function of that name in it.
         rules: `((regex, learning-rate multiplier or None), …)`; see `jtl.optim`.
         phases: `((until_step, rules), …, (None, rules))` in place of `rules`.
@@ -78,6 +81,7 @@ class Config:
     epochs: float | None = None
     seed: int = 0
     init: str | None = None
+    load: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     method: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {'name': 'supervised'})
     rules: tuple = (('.*', 1.0),)
     phases: tuple | None = None
@@ -112,7 +116,7 @@ def parse(config: Mapping | ConfigDict) -> Config:
     parsed = Config(**values)
     sharding = {'rules': parsed.sharding} if isinstance(parsed.sharding, str) else parsed.sharding
     parsed = dataclasses.replace(parsed, method={'name': 'supervised', **parsed.method}, sharding=sharding)
-    for section, needed in (('data', True), ('model', parsed.model or not parsed.init)):
+    for section, needed in (('data', True), ('model', not parsed.init)):
         if needed and 'name' not in getattr(parsed, section):
             raise UserError(f'missing key config.{section}.name.')
     if (parsed.steps is None) == (parsed.epochs is None):
@@ -126,6 +130,8 @@ def parse(config: Mapping | ConfigDict) -> Config:
         raise UserError(f'config.epochs: {parsed.epochs} should be above 0.')
     if parsed.seed >= 1 << 32:
         raise UserError(f'config.seed: {parsed.seed} should be below 2**32.')
+    if parsed.load and not parsed.init:
+        raise UserError('config.load: says how weights are loaded, but config.init names none.')
     _check_rules(parsed)
     if parsed.tensorboard:
         metrics.check_tensorboard()
@@ -134,9 +140,12 @@ def parse(config: Mapping | ConfigDict) -> Config:
 
 def _check_rules(config: Config) -> None:
     whole = lambda until: until is None or (isinstance(until, int) and not isinstance(until, bool))
-    rule = lambda regex, multiplier: isinstance(regex, str) and isinstance(multiplier, int | float | None)
+    number = lambda multiplier: isinstance(multiplier, int | float | None)
     try:
-        fits = all(whole(until) and all(rule(*pair) for pair in rules) for until, rules in config.rule_phases)
+        fits = all(
+            whole(until) and pairs(rules) and all(number(multiplier) for _, multiplier in rules)
+            for until, rules in config.rule_phases
+        )
     except (TypeError, ValueError):  # not pairs
         fits = False
     if not fits:

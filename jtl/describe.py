@@ -11,8 +11,13 @@ from jtl.optim import FROZEN, Phase
 PyTree = Any
 
 
-def parameters(params: PyTree, phases: Sequence[Phase], origin: dict[str, str], opt_state: PyTree) -> str:
-    """A table, a row a parameter with path, shape, multiplier by phase, weight decay, origin; and a summary line."""
+def parameters(
+    params: PyTree, statistics: PyTree, phases: Sequence[Phase], origin: dict[str, str], opt_state: PyTree
+) -> str:
+    """A table, a row a parameter with path, shape, multiplier by phase, weight decay, origin; and a summary line.
+
+    The model's statistics, a BatchNorm's for instance, follow the parameters if `origin` says where they came from.
+    """
     flat = tree.flatten(params)
     rows = [('parameter', 'shape', 'rate', 'decay', '', 'from')]
     for i, (path, leaf) in enumerate(flat.items()):
@@ -21,6 +26,9 @@ def parameters(params: PyTree, phases: Sequence[Phase], origin: dict[str, str], 
         decay = next((f'×{g[1]:g}' if g[1] else '-' for g in groups if g), '-')
         shape = '×'.join(map(str, leaf.shape)) or 'scalar'
         rows.append((path, shape, rate, decay, 'trained' if any(groups) else FROZEN, origin.get(path, 'fresh')))
+    for path, leaf in tree.flatten({'model': statistics}).items():
+        if path in origin:
+            rows.append((path, '×'.join(map(str, leaf.shape)) or 'scalar', '-', '-', 'statistic', origin[path]))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     table = '\n'.join(lines)
@@ -38,7 +46,7 @@ def parameters(params: PyTree, phases: Sequence[Phase], origin: dict[str, str], 
 
 def devices(state: PyTree, count: int) -> str:
     """A line on how much of a training state each of several devices holds."""
-    arrays = [x for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    arrays = [x for x in jax.tree.leaves(state) if not tree.is_key(x)]
     each = sum(x.addressable_shards[0].data.nbytes for x in arrays)
     return f'{count} devices, {_mib(each)} of the {_mib(tree.nbytes(arrays))} of training state on each.'
 

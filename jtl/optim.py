@@ -20,7 +20,7 @@ import optax
 
 from jtl import tree
 from jtl.errors import UserError, nearest
-from jtl.rules import match
+from jtl.rules import match, pairs
 
 PyTree = Any
 Rules = Sequence[tuple[str, float | None]]
@@ -118,9 +118,9 @@ def optimiser(
     _require(accumulate >= 1 and accumulate == int(accumulate), 'accumulate', accumulate, 'a whole number from 1')
     _require(clip is None or clip > 0, 'clip', clip, 'above 0, or None')
     _require(ema is None or 0 < ema < 1, 'ema', ema, 'between 0 and 1, or None')
-    if not all(isinstance(rule, tuple | list) and len(rule) == 2 for rule in decay_rules):
+    if not pairs(decay_rules):
         raise UserError(f"config.optim.decay_rules: expected (('regex', multiplier), …), got {decay_rules!r}.")
-    decay_rules = tuple((str(regex), value) for regex, value in decay_rules)
+    decay_rules = tuple(map(tuple, decay_rules))
     kwargs = tuple(sorted(kwargs.items()))
     _try_once(name, kwargs)
     optim = Optim(name, kwargs, schedule, tuple(boundaries), decay_rules, clip, int(accumulate), ema)

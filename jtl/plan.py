@@ -12,6 +12,7 @@ import jax
 
 from jtl import data, names, optim, sharding
 from jtl.config import Config, as_json
+from jtl.data import ops_text
 from jtl.errors import UserError, check_kwargs
 from jtl.method import Method
 from jtl.models import build, preprocess
@@ -44,15 +45,17 @@ def make_plan(config: Config) -> Plan:
     Raises:
         UserError: whatever is wrong or does not fit together; unknown keys before anything is opened.
     """
-    if config.model:
-        check_sections(config)
-    weights = pretrained.load(config.init) if config.init else None
-    if not config.model:
-        config = dataclasses.replace(config, model=weights.model)
+    check_sections(config)
+    weights = pretrained.load(config.init, **config.load) if config.init else None
+    if weights and config.model.get('name', weights.model['name']) == weights.model['name']:
+        config = dataclasses.replace(config, model={**weights.model, **config.model})
         check_sections(config)
     known = weights.preprocess if weights else preprocess(config.model['name'])
-    wanted = data.Preprocess(**{**known, **config.preprocess})
+    tokenizer = ops_text.tokenizer(weights.tokenizer) if weights and weights.tokenizer else None
+    wanted = data.Preprocess(**{**known, **config.preprocess}, tokenizer=tokenizer)
     loaded = data.load(**config.data, preprocess=wanted, batch_size=config.batch_size, seed=config.seed)
+    if loaded.preprocess.tokenizer:
+        check_tokenizer(loaded.preprocess, config.model)
     method = make_method(*_as_keys(config), len(loaded.classes))
     steps = config.steps or max(math.ceil(config.epochs * loaded.sizes['train'] / config.batch_size), 1)
     static, rates = optim.optimiser(steps, **config.optim)
@@ -82,6 +85,22 @@ def make_plan(config: Config) -> Plan:
     )
 
 
+def check_tokenizer(preprocess: data.Preprocess, model: dict) -> None:
+    """Refuses a model of text that the tokenizer does not belong to."""
+    backbone, tokenizer = build(num_classes=1, **model).backbone, preprocess.tokenizer
+    for ours, theirs, what in (
+        (backbone.vocab >= tokenizer.size, tokenizer.size, f'words, vocab is {backbone.vocab}'),
+        (backbone.pad == tokenizer.pad, tokenizer.pad, f'for padding, pad is {backbone.pad}'),
+        (
+            backbone.positions >= preprocess.length,
+            preprocess.length,
+            f'tokens a text, positions is {backbone.positions}',
+        ),
+    ):
+        if not ours:
+            raise UserError(f'config.model: does not fit the tokenizer and its texts: {theirs} {what}.')
+
+
 def example(loaded: data.Data) -> dict:
     """A batch of one, to initialise with."""
     return {name: value[:1] for name, value in next(loaded.plain('train')).items()}
@@ -96,13 +115,16 @@ def _init(method: Method) -> Callable:
 def check_sections(config: Config) -> None:
     """Every key and name that can be checked without opening anything."""
     check_kwargs(data.load, config.data, 'config.data', ignore=('preprocess', 'batch_size', 'seed'))
-    check_kwargs(data.Preprocess, config.preprocess, 'config.preprocess')
-    check_kwargs(build, config.model, 'config.model', ignore=('num_classes',))
+    check_kwargs(data.Preprocess, config.preprocess, 'config.preprocess', ignore=('tokenizer',))
+    check_kwargs(pretrained.load, config.load, 'config.load', ignore=('uri',))
+    pretrained.check(**config.load)
     check_kwargs(optim.optimiser, config.optim, 'config.optim', ignore=('steps',))
     check_kwargs(sharding.sharding, config.sharding, 'config.sharding')
     sharding.sharding(**config.sharding)
     optim.optimiser(config.steps or sys.maxsize, **config.optim)
-    make_method(*_as_keys(config), 2)
+    if 'name' in config.model:  # else it is the model that the weights are of
+        check_kwargs(build, config.model, 'config.model', ignore=('num_classes',))
+        make_method(*_as_keys(config), 2)
     for name in config.evals:
         names.module('jtl.evals', name, f'config.evals: {name!r}')
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from jtl import evals, metrics, run
-from jtl.data import Data, Preprocess, load
+from jtl.data import Data, Preprocess, load, ops_text
+from jtl.data.pipeline import stack
 from jtl.data.source import decode_image
 from jtl.errors import UserError, nearest
 from jtl.plan import make_method
@@ -29,7 +30,7 @@ def predictor(fitted: run.Run) -> Callable[[dict], dict]:
         except UserError:
             raise
         except Exception as e:  # from tracing the model with these shapes
-            given = ', '.join(f'{k} {v.shape[1:]}' for k, v in batch.items() if k in ('image', 'features'))
+            given = ', '.join(f'{k} {v.shape[1:]}' for k, v in batch.items() if k in ('image', 'features', 'tokens'))
             raise UserError(f'{fitted.path}: the model cannot take {given}: {str(e).splitlines()[0]}') from e
 
     return checked
@@ -62,7 +63,7 @@ def evaluate(fitted: run.Run, uri: str | None = None, split: str | None = None) 
     Of data without a test and a validation split, all examples are used.
     """
     options = {'name': uri, 'val': 0.0, 'test': 0.0} if uri else {**fitted.config['data'], 'augment': ()}
-    preprocess = Preprocess(**fitted.preprocess)
+    preprocess = preprocessing(fitted)
     data = load(**options, preprocess=preprocess, batch_size=BATCH, seed=fitted.config['seed'])
     split = split or next(name for name in ('test', 'val', 'train') if name in data.sizes)
     if split not in data.sizes:
@@ -95,9 +96,11 @@ def _relabelled(data: Data, split: str, classes: tuple[str, ...], multi_label: b
 
 
 def predict_main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='jtl predict', description='The classes of pictures, by a finished run.')
+    parser = argparse.ArgumentParser(prog='jtl predict', description='The classes of new examples, by a finished run.')
     parser.add_argument('run', metavar='RUN', help="the run's folder")
-    parser.add_argument('files', metavar='FILE', nargs='+', help='pictures')
+    parser.add_argument(
+        'files', metavar='FILE', nargs='+', help='pictures, or files with a text a line (a pair with a tab)'
+    )
     parser.add_argument('--top', type=int, default=3, help='how many classes to name (default: 3)')
     parser.add_argument('--json', action='store_true', help='print a JSON object a line')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
@@ -105,7 +108,7 @@ def predict_main(arguments: Sequence[str] | None = None) -> int:
     fitted = run.read(args.run)
     if args.top < 1:
         raise UserError(f'--top {args.top}: should be at least 1.')
-    for file, probabilities in zip(args.files, probabilities_of(fitted, args.files)):
+    for file, probabilities in zip(*probabilities_of(fitted, args.files)):
         order = np.argsort(-probabilities)[: args.top]
         named = {fitted.classes[k]: float(probabilities[k]) for k in order}
         if args.json:
@@ -115,23 +118,45 @@ def predict_main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def probabilities_of(fitted: run.Run, files: Sequence[str]) -> np.ndarray:
-    """Probabilities of the classes for each picture, [N, K]: softmax, or sigmoid if the run was multi-label."""
-    if fitted.preprocess['channels'] is None:
+def probabilities_of(fitted: run.Run, files: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """What was found in the files, pictures or lines of text, and the probabilities of its classes, [N, K].
+
+    By softmax, or by sigmoid if the run was multi-label.
+    """
+    preprocess = preprocessing(fitted)
+    if preprocess.tokenizer is None and preprocess.channels is None:
         raise UserError(f'{fitted.path}: this run works on features, not pictures; use jtl eval --data=npz:… or csv:….')
-    preprocess = Preprocess(**fitted.preprocess)
-    pictures = [preprocess.fit(_read(file, preprocess.channels)) for file in files]  # all of them, before any work
-    predict = predictor(fitted)
-    rows = []
-    for i in range(0, len(pictures), BATCH):
-        part = pictures[i : i + BATCH]
-        padded = part + [part[-1]] * (min(BATCH, len(pictures)) - len(part))  # one shape, one compilation
-        logits = np.asarray(predict({'image': preprocess.normalise(padded)})['logits'])[: len(part)]
+    examples = {}  # all of them, before any work
+    for file in files:
+        if not Path(file).is_file():
+            raise UserError(f'{file}: no such file.')
+        if preprocess.tokenizer:
+            examples |= {f'{file}:{i}': preprocess.tokens(text) for i, text in _lines(file)}
+        else:
+            picture = decode_image(Path(file).read_bytes(), file, preprocess.channels)
+            examples[file] = {'image': preprocess.fit(picture)}
+    predict, found, rows = predictor(fitted), list(examples.values()), []
+    for i in range(0, len(found), BATCH):
+        part = found[i : i + BATCH]
+        padded = part + [part[-1]] * (min(BATCH, len(found)) - len(part))  # one shape, one compilation
+        logits = np.asarray(predict(stack(padded, preprocess))['logits'])[: len(part)]
         rows.append(jax.nn.sigmoid(logits) if fitted.multi_label else jax.nn.softmax(logits))
-    return np.concatenate(rows)
+    return list(examples), np.concatenate(rows)
 
 
-def _read(file: str, channels: int) -> np.ndarray:
-    if not Path(file).is_file():
-        raise UserError(f'{file}: no such file.')
-    return decode_image(Path(file).read_bytes(), file, channels)
+def preprocessing(fitted: run.Run) -> Preprocess:
+    """What a run's model expects of pictures or texts."""
+    tokenizer = ops_text.tokenizer(fitted.tokenizer) if fitted.tokenizer else None
+    return Preprocess(**fitted.preprocess, tokenizer=tokenizer)
+
+
+def _lines(file: str) -> Iterator[tuple[int, list[str]]]:
+    """`(number, [text] or a pair of them)` of each line that is not empty."""
+    try:
+        lines = Path(file).read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as e:
+        raise UserError(f'{file}: cannot be read as UTF-8 text: {e}.') from e
+    texts = [(i, line.split('\t', 1)) for i, line in enumerate(lines, 1) if line.strip()]
+    if not texts:
+        raise UserError(f'{file}: holds no text.')
+    yield from texts

@@ -7,6 +7,13 @@ from typing import Any
 from jtl.errors import UserError, nearest
 
 
+def pairs(rules: Any) -> bool:
+    """Whether `rules` has the shape `((regex, value), …)`."""
+    return isinstance(rules, tuple | list) and all(
+        isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[0], str) for rule in rules
+    )
+
+
 def match(rules: Sequence[tuple[str, Any]], paths: Iterable[str], what: str, last: str) -> dict[str, Any]:
     """The value of each path under `rules`.
 

@@ -7,7 +7,7 @@ result.json       the end
 checkpoints/      the newest ones and the best
 lock              while a process works in the folder: which one
 predictions.npz   index, label and logits of the test split
-model/model.json  architecture, class names, preprocessing: with a checkpoint, all that prediction needs
+model/            architecture, class names, preprocessing, tokenizer: with a checkpoint, all that prediction needs
 report.html       the page, and its pictures as PNG
 """
 
@@ -17,6 +17,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -29,7 +30,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import jax
-import numpy as np
 
 import jtl
 from jtl import checkpoint, tree
@@ -38,6 +38,13 @@ from jtl.errors import UserError
 
 PyTree = Any
 
+TOKENIZER = (
+    'tokenizer.json',
+    'vocab.txt',
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'sentence_bert_config.json',
+)
 STARTED = ('lock', 'model', 'params.txt', 'config.tmp')  # what a run leaves that was killed before it wrote config.json
 
 
@@ -51,6 +58,7 @@ class Run(NamedTuple):
     multi_label: bool
     preprocess: dict  # fields of `jtl.data.Preprocess`
     config: dict
+    tokenizer: dict[str, bytes]  # its files by name; {} of a model of pictures
     params: PyTree  # of the selected checkpoint, averaged if the run averaged; nested dicts of host arrays
     state: PyTree
 
@@ -69,7 +77,9 @@ def read(path: str | Path) -> Run:
     config, result, model = (_json(path / file) for file in ('config.json', 'result.json', 'model/model.json'))
     try:
         step, options = result['step'], config['config']
-        run = Run(path, **{**model, 'classes': tuple(model['classes'])}, config=options, params=None, state=None)
+        files = {p.name: p.read_bytes() for p in sorted((path / 'model').iterdir()) if p.name in TOKENIZER}
+        model['classes'] = tuple(model['classes'])
+        run = Run(path, **model, config=options, tokenizer=files, params=None, state=None)
     except (KeyError, TypeError) as e:
         raise UserError(f'{path}: config.json, result.json or model/model.json is not as it was written ({e}).') from e
     if step not in checkpoint.steps(path / 'checkpoints'):
@@ -126,7 +136,7 @@ def identity(record: dict) -> str:
 @functools.cache
 def _machine() -> dict:
     device = jax.devices()[0]
-    versions = {m.__name__: m.__version__ for m in (jax, np, sys.modules['flax'], sys.modules['optax'])}
+    versions = {name: importlib.metadata.version(name) for name in ('jax', 'numpy', 'flax', 'optax')}
     hardware = f'{jax.device_count()} × {device.device_kind}, {os.cpu_count()} cores {platform.machine()}'
     return {'versions': {'python': platform.python_version(), **versions}, 'hardware': hardware}
 
@@ -235,9 +245,11 @@ def note_change(workdir: Path, now: dict) -> str | None:
     return f'Note: begun with other versions ({", ".join(changed)}); numbers may be rounded otherwise from here on.'
 
 
-def write_start(workdir: Path, record: dict, model: dict, params_table: str) -> None:
+def write_start(workdir: Path, record: dict, model: dict, params_table: str, tokenizer: Mapping[str, bytes]) -> None:
     """The files that a run starts with; `config.json` last, since it makes the folder a run's."""
     (workdir / 'model').mkdir(parents=True, exist_ok=True)
+    for name, content in tokenizer.items():
+        (workdir / 'model' / name).write_bytes(content)
     write_json(workdir / 'model' / 'model.json', model)
     (workdir / 'params.txt').write_text(params_table)
     write_json(workdir / 'config.json', record)
@@ -252,10 +264,12 @@ def write_json(path: Path, value: Mapping) -> None:
 
 def model_record(config: Mapping, data: Any) -> dict:
     """What `model/model.json` says."""
+    preprocess = dataclasses.asdict(data.preprocess)
+    del preprocess['tokenizer']  # files beside this one
     return {
         'model': config['model'],
         'method': config['method'],
         'classes': data.classes,
         'multi_label': data.multi_label,
-        'preprocess': dataclasses.asdict(data.preprocess),
+        'preprocess': preprocess,
     }

@@ -13,7 +13,7 @@ longest axis that divides, the last of equals; small or indivisible parameters s
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jtl import tree
 from jtl.data.pipeline import Share
 from jtl.errors import UserError
-from jtl.rules import match
+from jtl.rules import match, pairs
 
 PyTree = Any
 
@@ -121,7 +121,7 @@ class Layout(NamedTuple):
         """`state` with every leaf readable in the first process; all processes must call this at the same time."""
         if jax.process_count() == 1:
             return state
-        return jax.tree.map(lambda x: x if x.is_fully_replicated else _replicate(self._named())(x), state)
+        return jax.tree.map(lambda x: x if x.is_fully_replicated else _spread(self._named())(x), state)
 
     def _named(self, *axes: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*axes))
@@ -146,9 +146,9 @@ def sharding(*, rules: str | Sequence[tuple[str, str]] = 'replicate', devices: i
     if devices not in (None, len(found)) and jax.process_count() > 1:
         raise UserError(f'config.sharding.devices: {devices}, but several processes work on all {len(found)} devices.')
     rules = (('.*', rules),) if isinstance(rules, str) else rules
-    if not all(isinstance(rule, tuple | list) and len(rule) == 2 for rule in rules):
+    if not pairs(rules):
         raise UserError(f"config.sharding.rules: expected a text or (('regex', where), …), got {rules!r}.")
-    rules = tuple((str(regex), str(where)) for regex, where in rules)
+    rules = tuple((regex, str(where)) for regex, where in rules)
     for _, where in rules:
         _parse(where)
     return Sharding(_mesh(devices or len(found)), rules)
@@ -210,13 +210,14 @@ def _axis(shape: tuple[int, ...], where: str, devices: int, path: str) -> int | 
 def _global(value: Any, sharding: NamedSharding) -> jax.Array:
     """A host value that is the same in every process, or a global array, as an array over the devices of all."""
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        return jax.jit(lambda x: x, out_shardings=sharding)(value)
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return _spread(sharding)(value)
+    if tree.is_key(value):
         return jax.random.wrap_key_data(_global(jax.random.key_data(value), sharding))
     value = np.asarray(value)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 @functools.cache
-def _replicate(sharding: NamedSharding):
+def _spread(sharding: NamedSharding) -> Callable:
+    """Compiled: a global array -> the same one, living elsewhere."""
     return jax.jit(lambda x: x, out_shardings=sharding)

@@ -23,7 +23,7 @@ from jtl import checkpoint, describe, evals, hosts, metrics, optim, report, run
 from jtl.config import Config, as_json, parse
 from jtl.errors import UserError, check_type, nearest
 from jtl.plan import Plan, example, make_plan
-from jtl.pretrained import load as pretrained
+from jtl.pretrained.into import into
 from jtl.progress import Clock, Progress
 from jtl.sharding import Layout
 from jtl.step import TrainState, compile_init, compile_predict, compile_slots, compile_step
@@ -133,7 +133,8 @@ def begin(plan: Plan, workdir: Path, record: dict, say: Callable[[str], None]) -
         ts, table = start(plan)
         host = Host(run.identity(record))
         if hosts.is_first():
-            run.write_start(workdir, record, run.model_record(record['config'], plan.data), table)
+            tokenizer = plan.weights.tokenizer if plan.weights else {}
+            run.write_start(workdir, record, run.model_record(record['config'], plan.data), table, tokenizer)
         say(table)
     if plan.layout.mesh:
         say(describe.devices(ts, plan.layout.mesh.size))
@@ -146,13 +147,15 @@ def start(plan: Plan) -> tuple[TrainState, str]:
     params, state = compile_init(plan.method, plan.layout)(rng_init, example(plan.data))
     origin = {}
     if plan.weights:
-        params, state, origin = pretrained.into(params, state, plan.weights, plan.data.classes)
+        params, state, origin = into(
+            params, state, plan.weights, plan.data.classes, plan.config.model, example(plan.data)
+        )
     params, state = plan.method.prepare(params, state, plan.data.plain('train'), rng_prepare)
     step, rng, params, state = plan.layout.place((jnp.int32(0), rng_train, params, state))
     slots = compile_slots(plan.phases[0], plan.optim, plan.layout)(params)
     ts = TrainState(step, rng, params, state, *slots)
     check_select(plan, ts)
-    return ts, describe.parameters(params, plan.phases, origin, ts.opt_state)
+    return ts, describe.parameters(params, state.get('model', {}), plan.phases, origin, ts.opt_state)
 
 
 def check_select(plan: Plan, ts: TrainState) -> None:
@@ -313,9 +316,8 @@ def improves(host: Host, config: Config, values: Mapping, step: int) -> bool:
     host.waited = 0 if gain else host.waited + 1
     if math.isnan(value):
         return False
-    host.best = sorted([[step, value], *host.best], key=lambda b: sign * b[1])[
-        : config.keep_best
-    ]  # of equals the latest
+    ranked = sorted([[step, value], *host.best], key=lambda b: sign * b[1])  # of equals the latest first
+    host.best = ranked[: config.keep_best]
     return [step, value] in host.best
 
 

@@ -36,6 +36,11 @@ def map_paths(fn: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
     return jax.tree.map_with_path(lambda path, leaf: fn(path_name(path), leaf), tree)
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds typed random keys."""
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def count(tree: PyTree) -> int:
     """Number of scalars; works on arrays and on shapes alike."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -290,7 +290,7 @@ def test_main_refuses_an_init_that_is_not_a_finished_run(refuse, finished, tmp_p
 
 def test_main_refuses_weights_of_another_architecture(refuse, finished):
     said = refuse(f'--config.init={finished}', '--config.model.hidden=(8, 8)')
-    assert 'do not fit config.model' in said and '2 missing (backbone/fc2/bias, backbone/fc2/kernel)' in said
+    assert 'it does not fit config.model' in said and '2 missing:\n  backbone/fc2/: bias, kernel' in said
     said = refuse(f'--config.init={finished}', '--config.model.hidden=(9,)')
     assert 'backbone/fc1/kernel is (64, 8) there, (64, 9) here' in said
 

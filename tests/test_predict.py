@@ -153,9 +153,9 @@ def test_predict_needs_the_folder_of_the_run_alone(fitted, tmp_path, monkeypatch
 
 def test_predict_does_not_depend_on_the_other_files(fitted, tmp_path):
     files = [str(picture(tmp_path / f'{level}.png', level)) for level in range(0, 255, 3)]  # 85: more than a batch
-    together = probabilities_of(run.read(fitted), files)
+    _, together = probabilities_of(run.read(fitted), files)
     assert together.shape == (85, 3)
-    np.testing.assert_allclose(probabilities_of(run.read(fitted), files[70:71])[0], together[70], atol=1e-6)
+    np.testing.assert_allclose(probabilities_of(run.read(fitted), files[70:71])[1][0], together[70], atol=1e-6)
 
 
 @pytest.mark.parametrize(

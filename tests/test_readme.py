@@ -57,6 +57,20 @@ def test_wilson_by_hand():
     assert readme.wilson(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
 
 
+def test_parity_has_the_worst_of_each_family_and_library(tmp_path):
+    rows = [('a', 'vit', 'timm', 2e-6), ('b', 'vit', 'timm', 3e-7), ('c', 'bert', 'huggingface', 1e-6)]
+    lines = [json.dumps({'test': t, 'family': f, 'names': n, 'difference': d}) for t, f, n, d in rows]
+    (tmp_path / 'parity.jsonl').write_text('\n'.join(lines))
+    assert readme.parity(tmp_path / 'parity.jsonl').splitlines() == [
+        '|  | huggingface | timm |',
+        '| --- | --- | --- |',
+        '| bert | 1e-06 |  |',
+        '| vit |  | 2e-06 |',
+        '',
+        '3 comparisons in 3 tests.',
+    ]
+
+
 def test_table_has_a_row_a_run(tmp_path):
     put_two(tmp_path)
     head, line, scratch, tuned, _, note = readme.table(tmp_path).splitlines()

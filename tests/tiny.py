@@ -15,6 +15,27 @@ CONFIG = {
     'optim': {'name': 'sgd', 'lr': 0.1},
     'report': False,
 }
+HEAD, ALL = (('head/.*', 1.0), ('.*', None)), (('.*', 1.0),)
+EVERYTHING = {  # all that has a state of its own, draws random numbers or looks at the whole batch
+    'data': {
+        'name': 'digits',
+        'labels_per_class': 4,
+        'val': 0.2,
+        'augment': (('pad_crop', 1), 'flip'),
+        'threads': 2,
+        'eval_batch_size': 24,
+    },
+    'model': {'name': 'resnet', 'stages': (1,), 'width': 4, 'head': {'dropout': 0.3}},
+    'batch_size': 8,  # 32 examples
+    'steps': 20,
+    'eval_every': 4,
+    'log_every': 1,
+    'checkpoint_every': 2,
+    'select': 'loss',
+    'method': {'name': 'supervised', 'mixup': 0.3, 'class_weights': 'balanced', 'label_smoothing': 0.1},
+    'optim': {'name': 'sgd', 'lr': 0.1, 'momentum': 0.9, 'warmup': 2, 'ema': 0.9, 'accumulate': 2, 'clip': 1.0},
+    'report': False,
+}
 
 
 def write_config(path, config=CONFIG, more=''):

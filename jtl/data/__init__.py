@@ -7,8 +7,9 @@ URIs: `tfds:NAME`, `folder:PATH` (a directory or .zip of class folders), `npz:PA
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 
 from jtl import names
 from jtl.data import ops_image
+from jtl.data.ops_text import Tokenizer
 from jtl.data.pipeline import Memory, PlainBatch, Preprocess, Share, TrainBatch, stream
 from jtl.data.source import Source
 from jtl.data.splits import Division, divide
@@ -95,12 +97,13 @@ def load(
     ops_image.check_ops(augment, preprocess.size)
     source = open_source(name, _stamp(name), cache_mb << 20)
     if augment and source.channels is None:
-        raise UserError(f'config.data.augment: {name} holds features, not pictures.')
+        kind = 'texts' if 'text' in source.splits['train'].get(0) else 'features'
+        raise UserError(f'config.data.augment: {name} holds {kind}, not pictures.')
     parts = divide(
         source, val=val, test=test, order=order, split_seed=split_seed, labels_per_class=labels_per_class, seed=seed
     )
     in_memory = _decode_ahead(source, parts, cache_mb << 20)
-    preprocess = _complete(preprocess, source, parts)
+    preprocess = _complete(preprocess, name, source, parts)
     if threads is None:
         threads = 0 if in_memory and not augment else os.cpu_count() or 1
 
@@ -184,10 +187,18 @@ def _decode_ahead(source: Source, parts: Division, budget: int) -> bool:
     return all(i in get.examples for get, i in needed)
 
 
-def _complete(preprocess: Preprocess, source: Source, parts: Division) -> Preprocess:
-    """Size and channels that were left to the data."""
+def _complete(preprocess: Preprocess, name: str, source: Source, parts: Division) -> Preprocess:
+    """Size and channels, or the length of texts, that were left to the data."""
     if source.channels is None:
-        return preprocess
+        split, index = parts['train']
+        get = source.splits[split].get
+        if 'text' not in get(int(index[0])):
+            return dataclasses.replace(preprocess, tokenizer=None)
+        if preprocess.tokenizer is None:
+            raise UserError(f'{name} holds texts: they need a model of text with its tokenizer, by config.init.')
+        length = preprocess.length or _longest((get(int(i))['text'] for i in index), preprocess.tokenizer)
+        return dataclasses.replace(preprocess, length=length)
+    preprocess = dataclasses.replace(preprocess, tokenizer=None)
     channels = preprocess.channels or source.channels
     for key in ('mean', 'std'):
         if len(getattr(preprocess, key)) not in (1, channels):
@@ -197,6 +208,16 @@ def _complete(preprocess: Preprocess, source: Source, parts: Division) -> Prepro
         h, w, _ = source.splits[split].get(int(index[0]))['image'].shape
         return dataclasses.replace(preprocess, channels=channels, size=h if h == w else None)
     return dataclasses.replace(preprocess, channels=channels)
+
+
+def _longest(texts: Iterable[np.ndarray], tokenizer: Tokenizer) -> int:
+    """Tokens of the longest text, rounded up to a multiple of 8, and no more than the tokenizer's weights take."""
+    most, found = tokenizer.length or 512, 1
+    texts = iter(texts)
+    while part := list(itertools.islice(texts, 1024)):
+        first, *second = (list(map(str, column)) for column in zip(*part))
+        found = max(found, tokenizer(first, most, *second, fixed=False)['tokens'].shape[1])
+    return min(-(-found // 8) * 8, most)
 
 
 def _majority(source: Source, parts: Division) -> dict[str, float]:

@@ -13,26 +13,44 @@ from PIL import Image, ImageEnhance
 from jtl.errors import UserError, nearest
 
 INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in ('nearest', 'bilinear', 'bicubic', 'lanczos')}
+RESIZES = ('short', 'squash')
+CENTRES = {'even': lambda margin: round(margin / 2), 'floor': lambda margin: margin // 2}
 
 # ---- deterministic ----
 
 
-def fit(image: np.ndarray, size: int, crop: float = 1.0, interpolation: str = 'bicubic') -> np.ndarray:
-    """Resize the short side to round(size / crop), keeping the shape, then cut out the centre: [size, size, C].
+def fit(
+    image: np.ndarray,
+    size: int,
+    crop: float = 1.0,
+    interpolation: str = 'bicubic',
+    resize: str = 'short',
+    centre: str = 'even',
+) -> np.ndarray:
+    """Resize to floor(size / crop), then cut out the centre: [size, size, C].
 
-    The usual preprocessing of evaluation: `crop` 0.875 with size 224 resizes to 256 first. Antialiased. The rounding is
-    torchvision's. A picture that is already there is returned as it is.
+    The usual preprocessing of evaluation: `crop` 0.875 with size 224 resizes to 256 first. Antialiased, by Pillow, so
+    that the picture has the bits that the weights' own library gave it.
+
+    Args:
+        resize: `short` resizes the short side and keeps the shape; `squash` resizes both sides, so that all is seen.
+        centre: where an odd margin is cut. `even` is torchvision's and timm's, which round half a pixel to the even
+            number; `floor` is that of Hugging Face. They differ by one pixel.
     """
-    if interpolation not in INTERPOLATIONS:
-        raise UserError(f'unknown interpolation {interpolation!r}: {nearest(interpolation, INTERPOLATIONS)}')
+    for key, value, known in (
+        ('interpolation', interpolation, INTERPOLATIONS),
+        ('resize', resize, RESIZES),
+        ('centre', centre, CENTRES),
+    ):
+        if value not in known:
+            raise UserError(f'unknown {key} {value!r}: {nearest(str(value), known)}')
     height, width = image.shape[:2]
-    short = round(size / crop)
-    if min(height, width) != short:
-        long = int(short * max(height, width) / min(height, width))
-        shape = (short, long) if width < height else (long, short)  # (width, height)
+    short = math.floor(size / crop)
+    long = int(short * max(height, width) / min(height, width)) if resize == 'short' else short
+    shape = (short, long) if width < height else (long, short)  # (width, height)
+    if shape != (width, height):
         image = _array(_picture(image).resize(shape, INTERPOLATIONS[interpolation]))
-        height, width = image.shape[:2]
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    left, top = (CENTRES[centre](side - size) for side in shape)
     return image[top : top + size, left : left + size]
 
 

@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from jtl.data import ops_image
+from jtl.data import ops_image, ops_text
 from jtl.errors import UserError
 
 
@@ -62,14 +62,19 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """What a model expects of a picture; it belongs to the weights and is kept in a run's `model/` folder.
+    """What a model expects of a picture or a text; it belongs to the weights and is kept in a run's `model/` folder.
 
     Attributes:
         size: the side of the square picture in pixels; None takes pictures as they are (all of one size).
         mean, std: of pixel values in 0 … 1, one a channel or one for all: the model sees `(x/255 - mean) / std`.
-        interpolation: `bicubic` or `bilinear`, antialiased.
-        crop: evaluation resizes the short side to `size / crop` and cuts out the centre.
+        interpolation: `bicubic`, `bilinear`, `lanczos` or `nearest`, antialiased but for the last.
+        crop: evaluation resizes the short side to `size / crop`, rounded down, and cuts out the centre.
         channels: 1 or 3; None takes the data's.
+        resize: `short`, or `squash` for both sides to `size / crop`, which keeps the whole picture but not its shape.
+        centre: `even`, or `floor`: how half a pixel is rounded where the margin is odd (see `ops_image.fit`).
+        length: tokens of a text, of which longer ones lose their end; None is that of the longest training text, and
+            no more than the weights were made for.
+        tokenizer: of the weights; None for pictures.
     """
 
     size: int | None = None
@@ -78,6 +83,10 @@ class Preprocess:
     interpolation: str = 'bicubic'
     crop: float = 1.0
     channels: int | None = None
+    resize: str = 'short'  # these two have defaults that the folders of older runs mean
+    centre: str = 'even'
+    length: int | None = None
+    tokenizer: ops_text.Tokenizer | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         for key, fine, expected in (
@@ -86,6 +95,9 @@ class Preprocess:
             ('interpolation', self.interpolation in ops_image.INTERPOLATIONS, ' or '.join(ops_image.INTERPOLATIONS)),
             ('crop', 0 < self.crop <= 1, 'above 0 and at most 1'),
             ('channels', self.channels in (None, 1, 3), '1, 3 or None'),
+            ('resize', self.resize in ops_image.RESIZES, ' or '.join(ops_image.RESIZES)),
+            ('length', self.length is None or self.length >= 3, 'at least 3, or None'),
+            ('centre', self.centre in ops_image.CENTRES, ' or '.join(ops_image.CENTRES)),
         ):
             if not fine:
                 raise UserError(f'config.preprocess.{key}: {getattr(self, key)!r} should be {expected}.')
@@ -94,7 +106,14 @@ class Preprocess:
         """uint8 [h, w, c] -> uint8 [size, size, channels]."""
         if self.channels:
             image = ops_image.to_channels(image, self.channels)
-        return ops_image.fit(image, self.size, self.crop, self.interpolation) if self.size else image
+        if self.size is None:
+            return image
+        return ops_image.fit(image, self.size, self.crop, self.interpolation, self.resize, self.centre)
+
+    def tokens(self, text: np.ndarray) -> dict[str, np.ndarray]:
+        """A text or a pair of them, str [1] or [2] -> `tokens` and `token_types`, int32 [T]."""
+        first, *second = ([str(part)] for part in text)
+        return {name: rows[0] for name, rows in self.tokenizer(first, self.length, *second).items()}
 
     def normalise(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """B pictures of one size -> float32 [B, H, W, C]."""
@@ -209,11 +228,17 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def _fitted(example: dict, preprocess: Preprocess) -> dict:
+    if 'text' in example:
+        return preprocess.tokens(example['text'])
     return {'image': preprocess.fit(example['image'])} if 'image' in example else example
 
 
 def _stack(examples: Sequence[dict], labels: np.ndarray, index: np.ndarray, preprocess: Preprocess) -> dict:
-    batch = {'label': labels[index], 'index': index.astype(np.int32)}
+    return {**stack(examples, preprocess), 'label': labels[index], 'index': index.astype(np.int32)}
+
+
+def stack(examples: Sequence[dict], preprocess: Preprocess) -> dict:
+    """B examples of one size as the inputs of a model: `image`, `tokens` and `token_types`, or `features`."""
     if 'image' in examples[0]:
-        return {'image': preprocess.normalise([e['image'] for e in examples]), **batch}
-    return {'features': np.stack([e['features'] for e in examples]), **batch}
+        return {'image': preprocess.normalise([e['image'] for e in examples])}
+    return {name: np.stack([e[name] for e in examples]) for name in examples[0]}

@@ -31,7 +31,8 @@ class Split(NamedTuple):
     """The examples of one split, in a fixed order."""
 
     labels: np.ndarray  # int32 [N], or float32 [N, K] of 0 and 1 when multi-label; known without decoding a picture
-    get: Callable[[int], dict]  # i -> {'image': uint8 [H, W, C]}, not resized, or {'features': float32 [D]}; picklable
+    get: Callable[[int], dict]  # i -> {'image': uint8 [H, W, C]}, not resized, {'features': float32 [D]}, or
+    # {'text': str [1]}, of a pair [2]; picklable
 
 
 class Source(NamedTuple):
@@ -39,7 +40,7 @@ class Source(NamedTuple):
 
     splits: dict[str, Split]  # 'train' always; 'val' and 'test' if the data came with them
     classes: tuple[str, ...]  # label i means classes[i]
-    channels: int | None  # 1 or 3 for images, None for features
+    channels: int | None  # 1 or 3 for images, None for features and texts
 
 
 def split_name(name: str) -> str | None:

@@ -45,6 +45,8 @@ def supervised(
         raise UserError(f'config.method.class_weights: {class_weights!r} should be "balanced" or a number a class.')
 
     def init(rng: jax.Array, batch: Batch):
+        if mixup and 'tokens' in batch:
+            raise UserError('config.method.mixup: mixes pictures or features; words cannot be mixed.')
         variables = dict(model.init({'params': rng}, batch, train=False))
         params = variables.pop('params')
         return params, {'model': variables} if variables else {}  # empty without BatchNorm

@@ -69,12 +69,17 @@ class Classifier(nn.Module):
         return self.head(features, train).astype(jnp.float32)
 
 
-def select_input(batch: Mapping[str, Any], inputs: tuple[str, ...], who: str) -> jax.Array:
-    """The first of `inputs` that the batch holds: `image` [B, H, W, C] or `features` [B, D]."""
-    for key in inputs:
-        if key in batch:
-            return batch[key]
-    wanted = ' or '.join(repr(key) for key in inputs)
+def select_input(batch: Mapping[str, Any], inputs: tuple[str | tuple[str, ...], ...], who: str) -> Any:
+    """The first of `inputs` that the batch holds: `image` [B, H, W, C], `features` [B, D], …
+
+    Several keys in one, `('tokens', 'token_types')`, give a tuple of arrays: the first must be there, the others are
+    None where the batch lacks them.
+    """
+    for keys in inputs:
+        first, *others = (keys,) if isinstance(keys, str) else keys
+        if first in batch:
+            return batch[first] if isinstance(keys, str) else (batch[first], *map(batch.get, others))
+    wanted = ' or '.join(repr(keys if isinstance(keys, str) else keys[0]) for keys in inputs)
     raise UserError(f'{who} reads {wanted}, and the batch has only: {", ".join(sorted(batch)) or "nothing"}.')
 
 

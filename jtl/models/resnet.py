@@ -52,7 +52,10 @@ def backbone(variant: str, *, dtype: str = 'float32', **kwargs) -> nn.Module:
     for key, known in CHOICES.items():
         if kwargs.get(key, known[0]) not in known:
             raise UserError(f'unknown config.model.{key} {kwargs[key]!r}: {nearest(str(kwargs[key]), known)}')
-    return ResNet(**{**VARIANTS[variant], **kwargs}, dtype=dtype)
+    resnet = ResNet(**{**VARIANTS[variant], **kwargs}, dtype=dtype)
+    if resnet.depth is not None and not 1 <= resnet.depth <= len(resnet.stages):
+        raise UserError(f'config.model.depth: {resnet.depth} should be 1 to {len(resnet.stages)}, a number of stages.')
+    return resnet
 
 
 def preprocess(variant: str) -> dict[str, Any]:
@@ -76,6 +79,7 @@ class ResNet(nn.Module):
         stem: `cifar` keeps the resolution, `imagenet` divides it by 4.
         block: `basic` is two 3×3 convolutions; `bottleneck` is 1×1, 3×3, 1×1 with four times the channels at its end.
         shortcut: where the shape changes, `pad` with zero channels (option A) or `projection`, a learned 1×1 (B).
+        depth: keep the first so many stages; None keeps all.
         zero_init_residual: start each block as the identity, by a zero scale in its last BatchNorm (Goyal et al.,
             2017). On in the ImageNet variants, off elsewhere.
         dtype: of the computation; parameters and statistics are float32.
@@ -88,6 +92,7 @@ class ResNet(nn.Module):
     stem: str = 'cifar'
     block: str = 'basic'
     shortcut: str = 'pad'
+    depth: int | None = None
     zero_init_residual: bool = False
     dtype: str = 'float32'
     remat: bool = False
@@ -102,7 +107,7 @@ class ResNet(nn.Module):
         else:
             x = ConvNorm(self.width, kernel=3, stride=1, dtype=self.dtype, name='stem')(x, train)  # [B, H, W, C]
             x = nn.relu(x)
-        for i, blocks in enumerate(self.stages):
+        for i, blocks in enumerate(self.stages[: self.depth]):
             x = Stage(
                 blocks=blocks,
                 width=self.width * 2**i,

@@ -1,21 +1,41 @@
-"""Pretrained weights into our tree. For now the weights are those of a former run."""
+"""Pretrained weights under our names: a former run's, or anyone's that `recognise` knows."""
 
 import functools
 import hashlib
-import math
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jtl import run, tree
-from jtl.errors import UserError
+from jtl import models, run, tree
+from jtl.errors import UserError, nearest
+from jtl.pretrained import source
+from jtl.pretrained.formats import archive
+from jtl.pretrained.recognise import Recognised, recognise
 
 PyTree = Any
 
+HEADS = ('auto', 'fresh', 'keep', 'names')
+
 
 class Pretrained(NamedTuple):
-    """Weights as they were read, and what must stay with them."""
+    """Weights as they were read, and what must stay with them.
+
+    Attributes:
+        uri: where they are from.
+        model: the `config.model` that they belong to.
+        params, state: as a method has them; float32.
+        classes: what the columns of their head stand for; () if nothing says so.
+        preprocess: fields of `jtl.data.Preprocess`.
+        sha256: of all the numbers.
+        origin: by our path, the tensors it was made of; {} for a former run.
+        tokenizer: files by name, for models of text.
+        antialias: whether their library resizes position embeddings with antialiasing.
+        head, missing: what `load` was told; see there.
+    """
 
     uri: str
     model: dict
@@ -24,68 +44,148 @@ class Pretrained(NamedTuple):
     classes: tuple[str, ...]
     preprocess: dict
     sha256: str
+    origin: Mapping[str, str] = {}
+    tokenizer: Mapping[str, bytes] = {}
+    antialias: bool = True
+    head: str = 'auto'
+    missing: tuple[str, ...] = ()
+
+    def leaves(self) -> dict[str, np.ndarray]:
+        """By our path: parameters, and the model's statistics below `model/`."""
+        return tree.flatten({**self.params, 'model': self.state.get('model', {})})
 
 
-def load(uri: str) -> Pretrained:
-    """Reads the weights behind a URI: the PATH of a finished run.
+def load(
+    uri: str,
+    *,
+    head: str = 'auto',
+    labels: str | None = None,
+    ignore: tuple[str, ...] = (),
+    missing: tuple[str, ...] = (),
+) -> Pretrained:
+    """Reads the weights behind a URI; see `jtl.pretrained.source`.
+
+    Args:
+        uri: `hf:…`, `torch:PATH`, …, a well-known name, or the PATH of a finished run.
+        head: `fresh` leaves the head as it was initialised; `keep` takes theirs; `names` takes their columns for the
+            classes whose names agree; `auto` keeps it if the classes are the same ones in the same order, and else is
+            `fresh`.
+        labels: a file with the names of their classes: a line each, or JSON.
+        ignore: regexes of tensors that are not wanted, by their name or by ours.
+        missing: regexes of our paths that may stay fresh if the weights do not have them.
 
     Raises:
-        UserError: nothing there, not a finished run, or damaged.
+        UserError: nothing there, damaged, not a model that we know, or with tensors that we do not know.
     """
+    check(head, ignore, missing)
     path = Path(uri)
-    if not path.exists():
-        raise UserError(f'config.init: {uri!r} does not exist; expected the folder of a former run.')
-    stamp = (path / 'result.json').stat().st_mtime_ns if (path / 'result.json').exists() else 0
-    return _load_run(uri, stamp)
+    if is_run(path) or (path.is_dir() and not source.has_weights(path)):
+        result = path / 'result.json'
+        weights = _load_run(uri, result.stat().st_mtime_ns if result.exists() else 0)
+    else:
+        weights = _load_foreign(uri, labels, tuple(ignore), _stamp(uri))
+    return weights._replace(head=head, missing=tuple(missing))
+
+
+def check(head: str = 'auto', ignore: tuple = (), missing: tuple = (), labels: str | None = None) -> None:
+    """Refuses what can be seen to be wrong before anything is opened."""
+    if head not in HEADS:
+        raise UserError(f'unknown config.load.head {head!r}: {nearest(head, HEADS)}')
+    for key, patterns in (('ignore', ignore), ('missing', missing)):
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as e:
+                raise UserError(f'config.load.{key}: {pattern!r} is not a regular expression: {e}.') from e
+
+
+def _stamp(uri: str) -> tuple:
+    """Changes when the files behind a URI do."""
+    path = Path(uri if os.path.exists(uri) else uri.partition(':')[2].partition('#')[0]).expanduser()
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's, finished or not."""
+    return any((path / name).exists() for name in ('result.json', 'params.txt', 'model/model.json', 'metrics.jsonl'))
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a sweep mostly start from the same one
 def _load_run(uri: str, stamp: int) -> Pretrained:
-    source = run.read(uri)
-    digest = hashlib.sha256()
-    for path, leaf in sorted(tree.flatten((source.params, source.state)).items()):
-        digest.update(path.encode() + np.ascontiguousarray(leaf).tobytes())
-    return Pretrained(
-        uri, source.model, source.params, source.state, source.classes, source.preprocess, digest.hexdigest()[:16]
+    former = run.read(uri)
+    weights = Pretrained(
+        uri,
+        former.model,
+        former.params,
+        former.state,
+        former.classes,
+        former.preprocess,
+        sha256='',
+        tokenizer=former.tokenizer,
     )
+    return weights._replace(sha256=_hash(weights.leaves()))
 
 
-def into(
-    params: PyTree, state: PyTree, weights: Pretrained, classes: tuple[str, ...]
-) -> tuple[PyTree, PyTree, dict[str, str]]:
-    """`(params, state, {path: where it came from})` with the weights in.
-
-    Every parameter outside the head and every statistic of the model must be found, with its shape, and every one of
-    the weights must find its place. The head is kept if the classes are the same ones in the same order, else it stays
-    fresh. What else a method keeps in its state stays as it is.
-
-    Raises:
-        UserError: what is missing, left over or of another shape.
-    """
-    keep_head = classes == weights.classes
-    whole = {**params, 'model': state.get('model', {})}  # what the weights are of
-    mine, theirs = (
-        {path: leaf for path, leaf in tree.flatten(node).items() if keep_head or not path.startswith('head/')}
-        for node in (whole, {**weights.params, 'model': weights.state.get('model', {})})
-    )
-    _same(mine, theirs, weights.uri)
-    whole = tree.map_paths(lambda path, leaf: theirs.get(path, leaf), whole)
-    statistics = whole.pop('model')
-    origin = {path: weights.uri if path in theirs else 'fresh' for path in tree.flatten(params)}
-    return whole, {**state, 'model': statistics} if statistics else state, origin
-
-
-def _same(mine: dict, theirs: dict, uri: str) -> None:
-    missing, extra = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
-    reshaped = sorted(p for p in set(mine) & set(theirs) if mine[p].shape != theirs[p].shape)
-    if missing or extra or reshaped:
-        said = [
-            f'{len(paths)} {what} ({", ".join(paths[:3])}{", …" if len(paths) > 3 else ""})'
-            for paths, what in ((missing, 'missing'), (extra, 'left over'))
-            if paths
-        ]
-        said += [f'{p} is {theirs[p].shape} there, {mine[p].shape} here' for p in reshaped[:3]]
-        size = sum(math.prod(v.shape) for v in theirs.values())
+@functools.lru_cache(maxsize=1)
+def _load_foreign(uri: str, labels: str | None, ignore: tuple[str, ...], stamp: tuple) -> Pretrained:
+    found = source.read(uri, labels)
+    known = recognise(found.tensors, found.config, uri)
+    unwanted = lambda name: any(re.fullmatch(pattern, name) for pattern in ignore)
+    if unknown := {name: why for name, why in known.translation.unknown.items() if not unwanted(name)}:
+        listed = '\n'.join(f'  {name}{why and f": {why}"}' for name, why in unknown.items())
         raise UserError(
-            f'config.init: the weights of {uri} ({size:,} numbers) do not fit config.model: {"; ".join(said)}.'
+            f'{uri}: {known.why}; {len(unknown)} have no place in {known.model}:\n{listed}\n'
+            'config.load.ignore, a list of regexes, says which of them are not wanted.'
         )
+    leaves = {path: _float32(uri, path, x) for path, x in known.translation.leaves.items() if not unwanted(path)}
+    whole = tree.unflatten(leaves)
+    statistics = whole.pop('model', {})
+    return Pretrained(
+        uri,
+        known.model,
+        whole,
+        {'model': statistics} if statistics else {},
+        _classes(uri, found.classes, leaves, labels),
+        preprocessing(known, found.preprocess, leaves),
+        _hash(leaves),
+        known.translation.origin,
+        found.tokenizer,
+        known.dialect.antialias,
+    )
+
+
+def preprocessing(known: Recognised, described: dict, leaves: Mapping[str, np.ndarray]) -> dict:
+    """What weights expect of a picture: by the model, by whose weights they are, by their own description."""
+    said = {**models.preprocess(known.model['name']), **known.preprocess, **described}
+    first = next((x for path, x in leaves.items() if is_first_convolution(path)), None)
+    return said if first is None else {**said, 'channels': first.shape[2]}
+
+
+def is_first_convolution(path: str) -> bool:
+    return path in ('backbone/stem/conv/kernel', 'backbone/patch/kernel')
+
+
+def _float32(uri: str, path: str, leaf: np.ndarray) -> np.ndarray:
+    if not np.issubdtype(leaf.dtype, np.floating) and leaf.dtype.kind != 'V':  # V: bfloat16 and the like
+        raise UserError(f'{uri}: {path} is of {leaf.dtype}, not of real numbers; quantised weights cannot be used.')
+    leaf = archive.fresh(leaf, np.float32)  # a copy: the file may change from here on
+    if not np.isfinite(leaf).all():
+        raise UserError(f'{uri}: {path} has numbers that are not finite.')
+    return leaf
+
+
+def _classes(uri: str, classes: tuple[str, ...], leaves: Mapping, labels: str | None) -> tuple[str, ...]:
+    """The names, if they are as many as the head has columns."""
+    columns = leaves['head/kernel'].shape[-1] if 'head/kernel' in leaves else 0
+    if labels and len(classes) != columns:
+        raise UserError(f'{labels}: {len(classes)} class names, but the head of {uri} has {columns} classes.')
+    return classes if len(classes) == columns else ()
+
+
+def _hash(leaves: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in sorted(leaves.items()):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()[:16]

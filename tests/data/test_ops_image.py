@@ -57,15 +57,40 @@ def test_fit_leaves_a_margin():
     np.testing.assert_array_equal(ops.fit(IMAGE, 14, crop=0.7), IMAGE[3:17, 8:22])
 
 
+def test_fit_rounds_the_short_side_down():
+    # As timm and Hugging Face do: 14 / 0.72 = 19.4 and 14 / 0.71 = 19.7 are 19 both, and the long side int(28.5) = 28.
+    expected = np.asarray(Image.fromarray(IMAGE).resize((28, 19), Image.Resampling.BICUBIC))[2:16, 7:21]
+    for crop in (0.72, 0.71):
+        np.testing.assert_array_equal(ops.fit(IMAGE, 14, crop=crop), expected)
+
+
+def test_fit_squashes_both_sides():
+    # All of the picture in 16 × 16, of which 1 … 15 remain.
+    whole = np.asarray(Image.fromarray(IMAGE).resize((16, 16), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(ops.fit(IMAGE, 16, resize='squash'), whole)
+    np.testing.assert_array_equal(ops.fit(IMAGE, 14, crop=0.875, resize='squash'), whole[1:15, 1:15])
+
+
+@pytest.mark.parametrize('centre, top, left', [('even', 2, 6), ('floor', 1, 6)])
+def test_fit_halves_an_odd_margin(centre, top, left):
+    # Margins of 20 - 17 = 3 and 30 - 17 = 13: 1.5 and 6.5, to the even number or down.
+    out = ops.fit(IMAGE, 17, crop=17 / 20, centre=centre)
+    np.testing.assert_array_equal(out, IMAGE[top : top + 17, left : left + 17])
+
+
 def test_fit_keeps_what_fits():
     square = IMAGE[:, :20]
     assert np.shares_memory(ops.fit(square, 20), square)
     np.testing.assert_array_equal(ops.fit(square, 20), square)
 
 
-def test_fit_suggests_an_interpolation():
+def test_fit_suggests_the_nearest_word():
     with pytest.raises(UserError, match="unknown interpolation 'bicubik': did you mean 'bicubic'"):
         ops.fit(IMAGE, 16, interpolation='bicubik')
+    with pytest.raises(UserError, match="unknown resize 'squosh': did you mean 'squash'"):
+        ops.fit(IMAGE, 16, resize='squosh')
+    with pytest.raises(UserError, match="unknown centre 'flor': did you mean 'floor'"):
+        ops.fit(IMAGE, 16, centre='flor')
 
 
 def test_to_channels():

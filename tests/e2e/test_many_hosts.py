@@ -23,27 +23,6 @@ HERE = Path(__file__).parent
 JTL = (sys.executable, '-m', 'jtl.main')
 HOST = (sys.executable, HERE / 'host.py')
 TIMES = dict.fromkeys(('seconds', 'examples_per_second', 'compile_seconds'))
-HEAD, ALL = (('head/.*', 1.0), ('.*', None)), (('.*', 1.0),)
-EVERYTHING = {  # all that has a state of its own, draws random numbers or looks at the whole batch
-    'data': {
-        'name': 'digits',
-        'labels_per_class': 4,
-        'val': 0.2,
-        'augment': (('pad_crop', 1), 'flip'),
-        'threads': 2,
-        'eval_batch_size': 24,
-    },
-    'model': {'name': 'resnet', 'stages': (1,), 'width': 4, 'head': {'dropout': 0.3}},
-    'batch_size': 8,  # 32 examples
-    'steps': 20,
-    'eval_every': 4,
-    'log_every': 1,
-    'checkpoint_every': 2,
-    'select': 'loss',
-    'method': {'name': 'supervised', 'mixup': 0.3, 'class_weights': 'balanced', 'label_smoothing': 0.1},
-    'optim': {'name': 'sgd', 'lr': 0.1, 'momentum': 0.9, 'warmup': 2, 'ema': 0.9, 'accumulate': 2, 'clip': 1.0},
-    'report': False,
-}
 CUT = {  # parameters, momentum and averages of two layers are in halves
     **tiny.CONFIG,
     'model': {'name': 'mlp', 'hidden': (256,)},
@@ -121,9 +100,9 @@ def difference(a, b, step):
 
 FLOAT64 = {'JAX_ENABLE_X64': '1', 'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # the latter only saves time
 PHASED = {
-    **EVERYTHING,
-    'model': {**EVERYTHING['model'], 'dtype': 'float64'},
-    'phases': ((8, HEAD), (None, ALL)),
+    **tiny.EVERYTHING,
+    'model': {**tiny.EVERYTHING['model'], 'dtype': 'float64'},
+    'phases': ((8, tiny.HEAD), (None, tiny.ALL)),
 }
 SWEEP = "\n\ndef sweep(config):\n    yield 'whole', {}\n    yield 'hurt', {}\n"
 KILLED, STOPPED, LOST, ORPHANED, DONE = range(5)
@@ -225,7 +204,7 @@ def test_the_survivor_of_a_lost_process_says_so_and_ends(story, which, lost):
 
 
 def test_two_processes_are_one_after_a_step(tmp_path):
-    config = {**EVERYTHING, 'steps': 1, 'optim': {**EVERYTHING['optim'], 'warmup': 0}}
+    config = {**tiny.EVERYTHING, 'steps': 1, 'optim': {**tiny.EVERYTHING['optim'], 'warmup': 0}}
     path = tiny.write_config(tmp_path / 'config.py', config)
     ended = fine(two(tmp_path, *JTL, f'--config={path}', f'--workdir={tmp_path / "two"}'))
     assert 'step 1, val accuracy' in ended[0].out and 'step 1' not in ended[1].out  # the first alone speaks

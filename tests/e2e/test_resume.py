@@ -17,17 +17,8 @@ from jtl.errors import UserError
 from jtl.main import load_file
 from jtl.train import Stopped, train
 
-HEAD, ALL = (('head/.*', 1.0), ('.*', None)), (('.*', 1.0),)
-EVERYTHING = {  # all that has a state of its own or draws random numbers
-    'data': {
-        'name': 'digits',
-        'labels_per_class': 4,
-        'val': 0.2,
-        'augment': (('pad_crop', 1), 'flip'),
-        'threads': 2,
-        'eval_batch_size': 24,
-    },
-    'model': {'name': 'resnet', 'stages': (1,), 'width': 4, 'head': {'dropout': 0.3}},
+EVERYTHING = {
+    **tiny.EVERYTHING,
     'batch_size': 6,  # 40 examples: batches run on across epochs
     'steps': 9,
     'eval_every': 2,
@@ -35,12 +26,9 @@ EVERYTHING = {  # all that has a state of its own or draws random numbers
     'checkpoint_every': 3,
     'keep_last': 1,
     'patience': 50,
-    'select': 'loss',
     'seed': 3,
-    'method': {'name': 'supervised', 'mixup': 0.3, 'class_weights': 'balanced', 'label_smoothing': 0.1},
-    'phases': ((4, HEAD), (None, ALL)),
+    'phases': ((4, tiny.HEAD), (None, tiny.ALL)),
     'optim': {'name': 'adamw', 'lr': 1e-2, 'warmup': 2, 'ema': 0.9, 'accumulate': 2, 'clip': 1.0},
-    'report': False,
 }
 outcome = load_file(Path(__file__).parents[2] / 'benchmarks' / 'kill.py').outcome
 

@@ -12,6 +12,7 @@ from jtl.models import build
 
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
 
+PARTS = ('query', 'key', 'value')
 IMAGES = jax.random.normal(jax.random.key(1), (3, 8, 12, 2))
 
 
@@ -55,18 +56,22 @@ def test_vit_parameter_names():
     assert params['block0/norm1/scale'] == params['block0/norm2/bias'] == params['norm/scale'] == (12,)
 
 
-def vit_reference(params, images, patch, heads, pool):
-    """The forward pass in float64, written with loops over patches and heads."""
+def vit_reference(params, images, patch, heads, pool, eps=1e-6, activation='gelu'):
+    """The forward pass in float64, written with loops over patches and heads; what there is, the parameters say."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     norm = lambda x, q: (
-        (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * q['scale'] + q['bias']
+        (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * q['scale'] + q['bias']
     )
-    linear = lambda x, q: x @ q['kernel'] + q['bias']
-    gelu = lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    linear = lambda x, q: x @ q['kernel'] + q.get('bias', 0)
+    gelu = {
+        'gelu': lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+        'gelu_tanh': lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    }[activation]
+    front = [p[name][0, 0] for name in ('class_token', 'distillation_token') if name in p]
     features = []
     for image in np.asarray(images, np.float64):
         rows, columns = image.shape[0] // patch, image.shape[1] // patch
-        tokens = [p['class_token'][0, 0]]
+        tokens = [*front]
         for i in range(rows):
             for j in range(columns):
                 pixels = image[i * patch : (i + 1) * patch, j * patch : (j + 1) * patch]
@@ -82,8 +87,10 @@ def vit_reference(params, images, patch, heads, pool):
                 mixed.append(weights / weights.sum(-1, keepdims=True) @ value[n])
             z = z + linear(np.concatenate(mixed, -1), q['attn']['out'])
             z = z + linear(gelu(linear(norm(z, q['norm2']), q['mlp']['fc1'])), q['mlp']['fc2'])
-        z = norm(z, p['norm'])
-        features.append(z[0] if pool == 'token' else z[1:].mean(0))
+        z = norm(z, p['norm']) if 'norm' in p else z
+        z = {'token': z[0], 'both': np.append(z[0], z[1]), 'mean': z[len(front) :].mean(0)}[pool]
+        z = norm(z, p['fc_norm']) if 'fc_norm' in p else z
+        features.append(np.tanh(linear(z, p['pre_logits'])) if 'pre_logits' in p else z)
     return np.stack(features)
 
 
@@ -94,6 +101,70 @@ def test_vit_equals_numpy(pool):
     expected = vit_reference(variables['params']['backbone'], IMAGES, 4, 3, pool)
     np.testing.assert_allclose(features, expected, atol=2e-5)
     assert np.abs(expected).max() > 0.3  # and it is not nothing
+
+
+OPTIONS = {  # and the parameters that the default has not, and those that only it has
+    'no class token': ({'class_token': False, 'pool': 'mean'}, '', 'class_token'),
+    'distilled, class token': ({'distilled': True}, 'distillation_token', ''),
+    'distilled, both': ({'distilled': True, 'pool': 'both'}, 'distillation_token', ''),
+    'distilled, mean': ({'distilled': True, 'pool': 'mean'}, 'distillation_token', ''),
+    'fc_norm': ({'fc_norm': True, 'pool': 'mean'}, 'fc_norm/scale fc_norm/bias', 'norm/scale norm/bias'),
+    'pre_logits': ({'pre_logits': 7}, 'pre_logits/kernel pre_logits/bias', ''),
+    'no bias': ({'qkv_bias': False}, '', ' '.join(f'block{i}/attn/{n}/bias' for i in '01' for n in PARTS)),
+    'gelu_tanh': ({'activation': 'gelu_tanh'}, '', ''),
+    'eps': ({'eps': 0.1}, '', ''),
+    'ratio': ({'mlp_ratio': 22 / 12}, '', ''),
+}
+
+
+@pytest.mark.parametrize('case', OPTIONS)
+def test_vit_option_equals_numpy(case):
+    kwargs, more, less = OPTIONS[case]
+    model, variables = tiny(**kwargs)
+    backbone, default = variables['params']['backbone'], tiny()[1]['params']['backbone']
+    assert set(tree.flatten(backbone)) == (set(tree.flatten(default)) | set(more.split())) - set(less.split())
+    assert backbone['block0']['mlp']['fc1']['kernel'].shape == (12, round(12 * kwargs.get('mlp_ratio', 2)))
+    features = features_of(model, variables)
+    rest = {key: kwargs[key] for key in ('eps', 'activation') if key in kwargs}
+    expected = vit_reference(backbone, IMAGES, 4, 3, kwargs.get('pool', 'token'), **rest)
+    np.testing.assert_allclose(features, expected, atol=2e-5)
+    if rest:  # or these are as if they were not given
+        assert np.abs(expected - vit_reference(backbone, IMAGES, 4, 3, 'token')).max() > 1e-4
+
+
+def test_vit_head_on_both_tokens_is_the_mean_of_two_heads():
+    """DeiT: (x₁ W₁ + x₂ W₂) / 2 = [x₁, x₂] [W₁; W₂] / 2."""
+    model, variables = tiny(distilled=True, pool='both')
+    kernel, bias = variables['params']['head']['kernel'], variables['params']['head']['bias']
+    assert kernel.shape == (24, 5)
+    first, second = 2 * kernel[:12], 2 * kernel[12:]
+    features = features_of(model, variables)
+    expected = ((features[:, :12] @ first + bias) + (features[:, 12:] @ second + bias)) / 2
+    logits = jit(lambda v: model.apply(v, {'image': IMAGES}, train=False)['logits'])(variables)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        ({'class_token': False}, "pool 'token' needs a class token"),
+        ({'class_token': False, 'pool': 'mean', 'distilled': True}, 'distilled needs a class token'),
+        ({'pool': 'both'}, "pool 'both' needs distilled=True"),
+        ({'pool': 'both', 'distilled': True, 'fc_norm': True}, "pool 'both' needs .*fc_norm=False"),
+        ({'activation': 'gelu_tan'}, "activation 'gelu_tan': did you mean 'gelu_tanh'"),
+        ({'pool': 'boths'}, "pool 'boths': did you mean 'both'"),
+    ],
+)
+def test_vit_options_that_do_not_go_together_are_named(kwargs, message):
+    with pytest.raises(UserError, match=message):
+        build('vit', 5, **kwargs)
+
+
+@pytest.mark.parametrize('kwargs', [{'class_token': False, 'pool': 'mean'}, {'distilled': True, 'pool': 'both'}])
+def test_vit_image_of_another_size_counts_the_patches_alone(kwargs):
+    model, variables = tiny(**kwargs)
+    with pytest.raises(UserError, match='images of 4 patches, but backbone/position was made for 6'):
+        model.apply(variables, {'image': IMAGES[:, :, :8]}, train=False)
 
 
 def test_vit_pools_have_the_same_parameters():

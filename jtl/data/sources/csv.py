@@ -1,8 +1,9 @@
 """`csv:PATH`: a table with a header row.
 
 `label` is the class name, or several joined by `|` (then every row has a 0/1 per class). `split` is optional: train,
-val or test. Inputs are either a column `image` of paths relative to the table, or all the other columns, which must be
-numbers. Columns are separated by commas, semicolons or tabs.
+val or test. Inputs are a column `image` of paths relative to the table; or a column `text` of sentences, with `text2`
+if they come in pairs; or all the other columns, which must be numbers. Columns are separated by commas, semicolons or
+tabs.
 """
 
 import csv
@@ -27,6 +28,9 @@ def read(path: str) -> Source:
         files = _files(columns['image'], lines, path)
         channels = source.count_channels((files[i], files[i]) for i in _sample(labels['train'], splits['train']))
         get = {s: _Picture(tuple(files[i] for i in rows), channels) for s, rows in splits.items()}
+    elif 'text' in columns:
+        texts, channels = [columns[name] for name in ('text', 'text2') if name in columns], None
+        get = {s: _Text(tuple(tuple(column[i] for column in texts) for i in rows)) for s, rows in splits.items()}
     else:
         features, channels = _features(columns, lines, path), None
         get = {s: _Features(features[rows]) for s, rows in splits.items()}
@@ -42,6 +46,16 @@ class _Picture:
 
     def __call__(self, i: int) -> dict:
         return {'image': source.decode_image(self.files[i], self.files[i], self.channels)}
+
+
+@dataclass(frozen=True)
+class _Text:
+    """i -> one text, or a pair of them."""
+
+    texts: tuple[tuple[str, ...], ...]
+
+    def __call__(self, i: int) -> dict:
+        return {'text': np.array(self.texts[i])}
 
 
 @dataclass(frozen=True)
@@ -136,7 +150,7 @@ def _files(cells: list[str], lines: list[int], path: str) -> list[str]:
 def _features(columns: dict[str, list[str]], lines: list[int], path: str) -> np.ndarray:
     """float32 [N, D]."""
     if not columns:
-        raise UserError(f'{path} has no inputs: expected a column image, or columns of numbers.')
+        raise UserError(f'{path} has no inputs: expected a column image or text, or columns of numbers.')
     try:
         features = np.array(list(columns.values()), np.float32).T.copy()  # [D, N] -> [N, D]
         if np.isfinite(features).all():
@@ -148,7 +162,7 @@ def _features(columns: dict[str, list[str]], lines: list[int], path: str) -> np.
             if not _is_number(cell):
                 raise UserError(
                     f'{path}, row {line}, column {name}: {cell!r} is not a finite number '
-                    '(without a column image, every column but label and split must be numbers).'
+                    '(without a column image or text, every column but label and split must be numbers).'
                 )
     raise AssertionError('unreachable')
 

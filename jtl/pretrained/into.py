@@ -1,0 +1,177 @@
+"""Pretrained weights into a fresh model: what must fit, what is adapted, and what becomes of the head."""
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtl import models, tree
+from jtl.errors import UserError
+from jtl.pretrained import resize
+from jtl.pretrained.load import Pretrained, is_first_convolution
+from jtl.pretrained.table import some
+
+PyTree = Any
+Shapes = Mapping[str, tuple[int, ...]]
+
+PREFIX_TOKENS = ('class_token', 'distillation_token')
+
+
+def into(
+    params: PyTree,
+    state: PyTree,
+    weights: Pretrained,
+    classes: tuple[str, ...],
+    model: dict,
+    batch: Mapping[str, np.ndarray],
+) -> tuple[PyTree, PyTree, dict[str, str]]:
+    """`(params, state, {path: where it came from})` with the weights in.
+
+    Every parameter outside the head and every statistic of the model must be found, with its shape, and every one of
+    the weights must find its place. Position embeddings are resized and the first convolution is made for other
+    channels (`jtl.pretrained.resize`). A model that is cut (`depth`) leaves out what comes after. What a method keeps
+    in its state besides stays as it is.
+
+    Args:
+        params, state: fresh ones.
+        classes: of the head here.
+        model: the `config.model` here.
+        batch: an example, for the size of its pictures.
+
+    Raises:
+        UserError: what is missing, left over or of another shape, all of it.
+    """
+    head = weights.head
+    if head == 'auto':
+        head = 'keep' if classes == weights.classes else 'fresh'
+    whole = {**params, 'model': state.get('model', {})}
+    mine, theirs = tree.flatten(whole), weights.leaves()
+    origin = {path: f'{weights.uri} {weights.origin.get(path, "")}'.strip() for path in theirs}
+    for path, (leaf, how) in _adapted(mine, theirs, weights, batch).items():
+        theirs[path], origin[path] = leaf, f'{origin[path]}, {how}'
+    if head == 'names':
+        for path, (leaf, how) in _by_name(mine, theirs, classes, weights).items():
+            theirs[path], origin[path] = leaf, f'{origin[path]}, {how}'
+    here, there = (
+        {path: leaf.shape for path, leaf in leaves.items() if head != 'fresh' or not path.startswith('head/')}
+        for leaves in (mine, theirs)
+    )
+    spare = _spare(set(there) - set(here), model, weights.model, len(classes), batch)
+    _same(
+        {path: shape for path, shape in here.items() if path in there or not _any(weights.missing, path)},
+        {path: shape for path, shape in there.items() if path not in spare},
+        weights,
+    )
+    taken = {path: theirs[path] for path in here if path in theirs}
+    whole = tree.map_paths(lambda path, leaf: taken.get(path, leaf), whole)
+    statistics = whole.pop('model')
+    origin = {path: origin[path] if path in taken else 'fresh' for path in mine}
+    return whole, {**state, 'model': statistics} if statistics else state, origin
+
+
+def _any(patterns: Iterable[str], path: str) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in patterns)
+
+
+def _adapted(mine: Mapping, theirs: Mapping, weights: Pretrained, batch: Mapping) -> dict[str, tuple[np.ndarray, str]]:
+    """Position embedding and first convolution, where ours have another size: `{path: (leaf, how)}`."""
+    made = {}
+    for path in theirs.keys() & mine.keys():
+        old, new = theirs[path].shape, mine[path].shape
+        if len(old) != len(new):
+            continue
+        if is_first_convolution(path) and old[2] != new[2] and (*old[:2], old[3]) == (*new[:2], new[3]):
+            how = f'channels {old[2]} → {new[2]}'
+            made[path] = resize.first_convolution(theirs[path], new[2]), how
+        elif path == 'backbone/position' and 'image' in batch and old[2] == new[2]:
+            patch = mine['backbone/patch/kernel'].shape[:2]
+            grid = tuple(side // p for side, p in zip(batch['image'].shape[1:3], patch))
+            if old == new and (grid[0] == grid[1] or not weights.origin):  # a former run may have had any grid
+                continue
+            before, after = (sum(f'backbone/{name}' in leaves for name in PREFIX_TOKENS) for leaves in (theirs, mine))
+            fresh = np.asarray(mine[path][:, :after])
+            leaf = resize.position(theirs[path], before, after, None, grid, weights.antialias, fresh)
+            made[path] = leaf, f'{old[1]} → {new[1]} tokens'
+    return made
+
+
+def _by_name(
+    mine: Mapping, theirs: Mapping, classes: tuple[str, ...], weights: Pretrained
+) -> dict[str, tuple[np.ndarray, str]]:
+    """The head, class by class: columns of theirs for the names that agree, fresh ones for the others.
+
+    Names agree if they are equal but for case, spaces, `_` and `-`, also if one of several names between commas is.
+    """
+    if not weights.classes:
+        raise UserError(
+            f'config.load.head: nothing says what the classes of {weights.uri} are called; '
+            'config.load.labels names a file that does.'
+        )
+    spelt = lambda name: re.sub(r'[\s_-]+', ' ', name).strip().casefold()
+    column = {}
+    for i, names in enumerate(weights.classes):
+        for name in (names, *names.split(',')):
+            column.setdefault(spelt(name), i)
+    pairs = [(i, column[spelt(name)]) for i, name in enumerate(classes) if spelt(name) in column]
+    if not pairs:
+        raise UserError(
+            f'config.load.head: none of the classes here is one of {weights.uri}: {some(list(classes))} there: '
+            f'{some(list(weights.classes))}.'
+        )
+    here, there = map(list, zip(*pairs))
+    made = {}
+    for path in mine.keys() & theirs.keys():
+        if path.startswith('head/') and theirs[path].shape[-1] == len(weights.classes):
+            leaf = np.array(mine[path])
+            leaf[..., here] = theirs[path][..., there]
+            made[path] = leaf, f'{len(pairs)} of {len(classes)} classes by name'
+    return made
+
+
+def _spare(extra: set[str], model: dict, full: dict, num_classes: int, batch: Mapping) -> set[str]:
+    """Those of the paths that only the weights have which this model may leave out.
+
+    They are what `config.model.depth` cuts off, and what the model's file calls spare.
+    """
+    if not extra:
+        return set()
+    backbone = models.build(num_classes=num_classes, **model).backbone
+    spare = {path for path in extra if _any(getattr(backbone, 'SPARE', ()), path)}
+    if extra - spare and model.get('depth') not in (None, full.get('depth')):
+        whole = {key: value for key, value in {**model, 'depth': full.get('depth')}.items() if value is not None}
+        spare |= set(shapes(whole, num_classes, batch)) - set(shapes(model, num_classes, batch))
+    return spare
+
+
+def shapes(model: dict, num_classes: int, batch: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The leaves of a `config.model` by our path, nothing computed."""
+    init = functools.partial(models.build(num_classes=num_classes, **model).init, train=False)
+    variables = jax.eval_shape(init, jax.random.key(0), batch)
+    statistics = {name: node for name, node in variables.items() if name != 'params'}
+    return {path: leaf.shape for path, leaf in tree.flatten({**variables['params'], 'model': statistics}).items()}
+
+
+def _same(mine: Shapes, theirs: Shapes, weights: Pretrained) -> None:
+    missing, extra = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
+    reshaped = [f'{p} is {theirs[p]} there, {mine[p]} here' for p in sorted(mine) if mine[p] != theirs.get(p, mine[p])]
+    if not missing and not extra and not reshaped:
+        return
+    said = [f'{len(missing)} missing:', *grouped(missing)] if missing else []
+    said += [f'{len(extra)} left over:', *grouped(extra)] if extra else []
+    said += [f'{len(reshaped)} of another shape:', *(f'  {line}' for line in reshaped)] if reshaped else []
+    raise UserError(
+        f'config.init: {weights.uri} looks like {weights.model}; it does not fit config.model:\n' + '\n'.join(said)
+    )
+
+
+def grouped(paths: Iterable[str]) -> list[str]:
+    """All of the paths, a line for each layer."""
+    lines: dict[str, list[str]] = {}
+    for path in paths:
+        parts = path.split('/')
+        deep = min(len(parts) - 1, 5 if parts[0] == 'model' else 3)
+        lines.setdefault('/'.join(parts[:deep]), []).append('/'.join(parts[deep:]))
+    return [f'  {layer}/: {", ".join(rest)}' for layer, rest in lines.items()]
