@@ -4,10 +4,9 @@
 
 Without a file, one of SIZE MB is made: a ResNet's mix of large and small tensors, in the zip format and in the old one.
 `read` gives NumPy views of the mapped file, `fp32` then copies them to arrays of their own, as loading into parameters
-does, and `checked` reads and compares the checksums where the format has them. All are timed in this process, in turn
-with `torch.load`, the file being in the page cache. Memory is the most that a process of its own held, less what it
-held when all was imported: all of it, and without the pages of the mapped file, which the kernel can take back at will.
-Needs torch.
+does. All are timed in this process, in turn with `torch.load`, the file being in the page cache. Memory is the most
+that a process of its own held, less what it held when all was imported: all of it, and without the pages of the mapped
+file, which the kernel can take back at will. Needs torch.
 """
 
 import argparse
@@ -31,12 +30,8 @@ def read(path: Path) -> dict:
     return ours.read(path)
 
 
-def checked(path: Path) -> dict:
-    return ours.read(path, check=True)
-
-
 def fp32(path: Path) -> dict:
-    return {name: archive.fresh(x, np.float32) for name, x in ours.read(path).items()}
+    return {name: archive.fresh(x) for name, x in ours.read(path).items()}
 
 
 def torch_load(path: Path) -> dict:
@@ -45,7 +40,7 @@ def torch_load(path: Path) -> dict:
     return torch.load(path, weights_only=True, map_location='cpu')
 
 
-WAYS = {'torch.load': torch_load, 'read': read, 'fp32': fp32, 'checked': checked}
+WAYS = {'torch.load': torch_load, 'read': read, 'fp32': fp32}
 
 
 def make(path: Path, megabytes: float, old: bool) -> None:

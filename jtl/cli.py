@@ -8,9 +8,9 @@ from jtl.errors import UserError, exit_status, nearest
 COMMANDS = {  # name: (module, function(arguments) -> exit status, what it does)
     'train': ('jtl.main', 'main', 'train from a config; the same as python -m jtl.main'),
     'eval': ('jtl.predict', 'eval_main', 'evaluate a finished run, on its test split or on other data'),
-    'predict': ('jtl.predict', 'predict_main', 'classes of pictures, by a finished run'),
+    'predict': ('jtl.predict', 'predict_main', 'classes of pictures or texts, by a finished run'),
     'inspect': ('jtl.pretrained.inspect', 'main', 'what is in a checkpoint, and what model it is taken for'),
-    'convert': ('jtl.pretrained.convert', 'main', 'write weights as safetensors for PyTorch, or as a run'),
+    'convert': ('jtl.pretrained.convert', 'main', 'write weights as another library names them, or as a run'),
     'prepare': ('jtl.data.prepare', 'main', 'download and prepare a data set of the TFDS catalogue'),
 }
 

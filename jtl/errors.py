@@ -29,7 +29,8 @@ def exit_status(command: Callable[[], int | None], debug: bool) -> int:
     except (UserError, OSError) as e:
         if debug:
             raise
-        print(f'jtl: {e}', file=sys.stderr)
+        lines = str(e).split('\n')
+        print('jtl: ' + '\n'.join(printable(line, len(line)) for line in lines), file=sys.stderr)
         return 2
 
 
@@ -38,7 +39,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f'did you mean {close[0]!r}? ' if close else ''
-    return f'{hint}Known: {", ".join(known) or "none"}.'
+    return f'{hint}Known: {", ".join(map(printable, known)) or "none"}.'
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first few of them for a message, and how many there are: `a, b, c, … (9 in all)`; '' of none."""
+    names = list(names)
+    more = f', … ({len(names)} in all)' if len(names) > most else ''
+    return ', '.join(printable(name, 100) for name in names[:most]) + more
+
+
+def printable(text: str, most: int = 200) -> str:
+    """Text that a stranger wrote, such as a tensor's name, fit for a terminal and for one line of a message.
+
+    What moves the cursor, changes colours or turns the direction of writing is shown as its escape; of a long text the
+    end is left out.
+    """
+    text = text if len(text) <= most else f'{text[:most]}…'
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def check_kwargs(fn: Callable, given: Mapping, where: str, ignore: Iterable[str] = ()) -> None:

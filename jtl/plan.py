@@ -49,8 +49,10 @@ def make_plan(config: Config) -> Plan:
     weights = pretrained.load(config.init, **config.load) if config.init else None
     if weights and config.model.get('name', weights.model['name']) == weights.model['name']:
         config = dataclasses.replace(config, model={**weights.model, **config.model})
-        check_sections(config)
+        check_model(config)
     known = weights.preprocess if weights else preprocess(config.model['name'])
+    if channels := config.preprocess.get('channels'):
+        known = pretrained.for_channels(known, channels)
     tokenizer = ops_text.tokenizer(weights.tokenizer) if weights and weights.tokenizer else None
     wanted = data.Preprocess(**{**known, **config.preprocess}, tokenizer=tokenizer)
     loaded = data.load(**config.data, preprocess=wanted, batch_size=config.batch_size, seed=config.seed)
@@ -88,6 +90,8 @@ def make_plan(config: Config) -> Plan:
 def check_tokenizer(preprocess: data.Preprocess, model: dict) -> None:
     """Refuses a model of text that the tokenizer does not belong to."""
     backbone, tokenizer = build(num_classes=1, **model).backbone, preprocess.tokenizer
+    if not any('tokens' in keys for keys in backbone.INPUTS):
+        raise UserError(f'config.model: the data holds texts, and {model["name"]} does not read them.')
     for ours, theirs, what in (
         (backbone.vocab >= tokenizer.size, tokenizer.size, f'words, vocab is {backbone.vocab}'),
         (backbone.pad == tokenizer.pad, tokenizer.pad, f'for padding, pad is {backbone.pad}'),
@@ -123,10 +127,15 @@ def check_sections(config: Config) -> None:
     sharding.sharding(**config.sharding)
     optim.optimiser(config.steps or sys.maxsize, **config.optim)
     if 'name' in config.model:  # else it is the model that the weights are of
-        check_kwargs(build, config.model, 'config.model', ignore=('num_classes',))
-        make_method(*_as_keys(config), 2)
+        check_model(config)
     for name in config.evals:
         names.module('jtl.evals', name, f'config.evals: {name!r}')
+
+
+def check_model(config: Config) -> None:
+    """The model and the method on it."""
+    check_kwargs(build, config.model, 'config.model', ignore=('num_classes',))
+    make_method(*_as_keys(config), 2)
 
 
 def _as_keys(config: Config) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from jtl import evals, metrics, run
 from jtl.data import Data, Preprocess, load, ops_text
 from jtl.data.pipeline import stack
 from jtl.data.source import decode_image
-from jtl.errors import UserError, nearest
+from jtl.errors import UserError, nearest, printable
 from jtl.plan import make_method
 
 BATCH = 64
@@ -63,6 +63,8 @@ def evaluate(fitted: run.Run, uri: str | None = None, split: str | None = None) 
     Of data without a test and a validation split, all examples are used.
     """
     options = {'name': uri, 'val': 0.0, 'test': 0.0} if uri else {**fitted.config['data'], 'augment': ()}
+    if not options['name']:
+        raise UserError(f'{fitted.path}: was made by jtl convert and has no data of its own: give --data=URI.')
     preprocess = preprocessing(fitted)
     data = load(**options, preprocess=preprocess, batch_size=BATCH, seed=fitted.config['seed'])
     split = split or next(name for name in ('test', 'val', 'train') if name in data.sizes)
@@ -114,7 +116,7 @@ def predict_main(arguments: Sequence[str] | None = None) -> int:
         if args.json:
             print(json.dumps({'file': file, 'classes': named}))
         else:
-            print(f'{file}: ' + ', '.join(f'{name} {100 * p:.1f} %' for name, p in named.items()))
+            print(f'{printable(file)}: ' + ', '.join(f'{printable(name)} {100 * p:.1f} %' for name, p in named.items()))
     return 0
 
 
@@ -153,7 +155,8 @@ def preprocessing(fitted: run.Run) -> Preprocess:
 def _lines(file: str) -> Iterator[tuple[int, list[str]]]:
     """`(number, [text] or a pair of them)` of each line that is not empty."""
     try:
-        lines = Path(file).read_text(encoding='utf-8').splitlines()
+        with open(file, encoding='utf-8-sig') as f:
+            lines = [line.rstrip('\n') for line in f]
     except UnicodeDecodeError as e:
         raise UserError(f'{file}: cannot be read as UTF-8 text: {e}.') from e
     texts = [(i, line.split('\t', 1)) for i, line in enumerate(lines, 1) if line.strip()]

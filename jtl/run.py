@@ -34,17 +34,13 @@ import jax
 import jtl
 from jtl import checkpoint, tree
 from jtl.config import differences, essential
-from jtl.errors import UserError
+from jtl.data.pipeline import Preprocess
+from jtl.errors import UserError, check_kwargs, check_type
+from jtl.files import expanded, read_small
+from jtl.pretrained.hub import TOKENIZER
 
 PyTree = Any
 
-TOKENIZER = (
-    'tokenizer.json',
-    'vocab.txt',
-    'tokenizer_config.json',
-    'special_tokens_map.json',
-    'sentence_bert_config.json',
-)
 STARTED = ('lock', 'model', 'params.txt', 'config.tmp')  # what a run leaves that was killed before it wrote config.json
 
 
@@ -69,7 +65,7 @@ def read(path: str | Path) -> Run:
     Raises:
         UserError: not a run's folder, not finished, without checkpoints, or damaged.
     """
-    path = Path(path)
+    path = expanded(path)
     if not (path / 'config.json').is_file():
         raise UserError(f'{path}: not the folder of a run: it has no config.json.{_runs_nearby(path)}')
     if not (path / 'result.json').is_file():
@@ -77,10 +73,15 @@ def read(path: str | Path) -> Run:
     config, result, model = (_json(path / file) for file in ('config.json', 'result.json', 'model/model.json'))
     try:
         step, options = result['step'], config['config']
-        files = {p.name: p.read_bytes() for p in sorted((path / 'model').iterdir()) if p.name in TOKENIZER}
+        there = [name for name in TOKENIZER if (path / 'model' / name).exists()]
+        files = {name: read_small(path / 'model' / name, path) for name in there}
+        for key, kind in (('model', dict), ('method', dict), ('preprocess', dict), ('classes', tuple[str, ...])):
+            check_type(f'model/model.json: {key}', model[key], kind)
+        check_type('model/model.json: model.name', model['model']['name'], str)
+        check_kwargs(Preprocess, model['preprocess'], 'model/model.json: preprocess', ignore=('tokenizer',))
         model['classes'] = tuple(model['classes'])
         run = Run(path, **model, config=options, tokenizer=files, params=None, state=None)
-    except (KeyError, TypeError) as e:
+    except (KeyError, TypeError, AttributeError, UserError) as e:
         raise UserError(f'{path}: config.json, result.json or model/model.json is not as it was written ({e}).') from e
     if step not in checkpoint.steps(path / 'checkpoints'):
         raise UserError(
@@ -99,7 +100,7 @@ def _runs_nearby(path: Path) -> str:
 def _json(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as e:
+    except (OSError, ValueError, TypeError, RecursionError) as e:
         raise UserError(f'{path}: cannot be read ({e}).') from e
 
 
@@ -114,12 +115,13 @@ def result(workdir: Path) -> dict | None:
     return found
 
 
-def record(config: dict, fingerprint: str, weights: str | None) -> dict:
+def record(config: dict, fingerprint: str, weights: str | None, files: tuple[str, ...] = ()) -> dict:
     """What `config.json` says: the config, and what else the outcome depends on."""
     return {
         'config': config,
         'data': fingerprint,
         'weights': weights,
+        'weights_from': list(files),
         'command': shlex.join(['python', '-m', 'jtl.main', *sys.argv[1 + (sys.argv[1:2] == ['train']) :]]),
         'version': jtl.__version__,
         'commit': _commit(),

@@ -79,7 +79,8 @@ def train(
     """
     workdir = Path(workdir)
     plan = make_plan(parse(config))
-    record = run.record(as_json(plan.config), plan.data.fingerprint, plan.weights and plan.weights.sha256)
+    weights, files = (plan.weights.sha256, plan.weights.files) if plan.weights else (None, ())
+    record = run.record(as_json(plan.config), plan.data.fingerprint, weights, files)
     hosts.agreed('The config, or the data or weights behind it,', {k: record[k] for k in ('config', 'data', 'weights')})
     say = (lambda text: None) if quiet or not hosts.is_first() else print
     with contextlib.ExitStack() as held:
@@ -147,6 +148,7 @@ def start(plan: Plan) -> tuple[TrainState, str]:
     params, state = compile_init(plan.method, plan.layout)(rng_init, example(plan.data))
     origin = {}
     if plan.weights:
+        params, state = plan.layout.gather((params, state))
         params, state, origin = into(
             params, state, plan.weights, plan.data.classes, plan.config.model, example(plan.data)
         )

@@ -1,9 +1,18 @@
-"""The smallest runs that are real ones, shared by the tests of commands, so that compiled functions are as well."""
+"""The smallest runs that are real ones, shared by the tests of commands, so that compiled functions are as well.
 
+And what tests of models share: `jit`, `shapes` and `init`.
+"""
+
+import functools
 import json
 
+import jax
 import numpy as np
 from PIL import Image
+
+from jtl import tree
+
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
 
 CONFIG = {
     'data': {'name': 'digits', 'labels_per_class': 4, 'val': 0.2},
@@ -76,3 +85,19 @@ def pictures(folder, classes={'bright': 200, 'dark': 40}, each=12, side=8, seed=
             image = np.clip(level + rng.normal(0, 20, (side, side, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(image).save(folder / name / f'{i:02d}.png')
     return folder
+
+
+def shapes(model, size=32):
+    """The variables of a model of pictures of this size, nothing computed."""
+    images = np.zeros((1, size, size, 3), np.float32)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), {'image': images}, train=False))
+
+
+def init(model, batch):
+    """Variables with scales, biases and statistics of their own, so that it matters which are used."""
+    variables = jit(lambda: model.init(jax.random.key(0), batch, train=False))()
+    rng = np.random.default_rng(1)
+    return tree.map_paths(
+        lambda path, x: x if path.endswith('kernel') else x + rng.uniform(0.1, 0.5, x.shape).astype(np.float32),
+        variables,
+    )

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jtl.errors import UserError, nearest
+from jtl.errors import UserError, nearest, printable, some
+from jtl.files import parse_json
 
 MOST_BYTES = 64 << 20  # the largest published ones, of 250,000 words and more, have 17 MB
 PARTS = {  # not Replace, Split and the like: regular expressions and replacements can take or make more than there is
@@ -81,7 +82,7 @@ class Tokenizer(NamedTuple):
             tokens = np.array([x.ids for x in found], np.int32).reshape(shape)  # [B, T]
             token_types = np.array([x.type_ids for x in found], np.int32).reshape(shape)
         except Exception as e:  # the library has no narrower one, for instance for a text that needs a missing [UNK]
-            raise UserError(f'the tokenizer cannot encode these texts: {e}.') from e
+            raise UserError(f'the tokenizer cannot encode these texts: {printable(str(e))}.') from e
         return {'tokens': tokens, 'token_types': token_types}
 
 
@@ -110,9 +111,7 @@ def tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
     elif 'vocab.txt' in files:
         name, described = 'vocab.txt', _word_piece(files['vocab.txt'], special, options)
     else:
-        raise UserError(
-            f'a tokenizer is a tokenizer.json or a vocab.txt, and here is: {", ".join(files) or "nothing"}.'
-        )
+        raise UserError(f'a tokenizer is a tokenizer.json or a vocab.txt, and here is: {some(files, 8) or "nothing"}.')
     sentence = _json(files, 'sentence_bert_config.json')
     if sentence.get('do_lower_case'):
         parts = [part for part in ({'type': 'Lowercase'}, described.get('normalizer')) if part]
@@ -152,20 +151,12 @@ def _parse(library: Any, description: str, name: str) -> Any:
     try:
         return library.Tokenizer.from_str(description)
     except Exception as e:
-        raise UserError(f'{name} is not a tokenizer: {str(e) or type(e).__name__:.200}.') from e
+        raise UserError(f'{name} is not a tokenizer: {printable(str(e) or type(e).__name__)}.') from e
 
 
 def _json(files: Mapping[str, bytes], name: str) -> dict:
     """A file's object, {} if there is no such file."""
-    if name not in files:
-        return {}
-    try:
-        found = json.loads(files[name])
-    except (ValueError, RecursionError) as e:
-        raise UserError(f'{name} is not JSON: {e}.') from e
-    if not isinstance(found, dict):
-        raise UserError(f'{name} holds a {type(found).__name__}, expected an object.')
-    return found
+    return parse_json(files[name], name) if name in files else {}
 
 
 def _content(token: Any) -> str | None:
@@ -190,7 +181,8 @@ def _check_parts(described: dict) -> None:
                 continue
             kind = part.get('type') if isinstance(part, dict) else None
             if kind not in known:
-                raise UserError(f'tokenizer.json: {key} {kind!r} is not supported: {nearest(str(kind), known)}')
+                said = str(kind)[:60]
+                raise UserError(f'tokenizer.json: {key} {kind!r:.60} is not supported: {nearest(said, known)}')
             if kind == 'Sequence':
                 inner = part.get(f'{key}s' if key == 'normalizer' else 'pretokenizers')
                 parts.extend(inner if isinstance(inner, list) else ())
@@ -231,7 +223,7 @@ def _word_piece(vocab: bytes, special: dict[str, str | None], options: dict) -> 
     special = {key: special[key] or f'[{key[:-6].upper()}]' for key in WORDPIECE}  # unk_token: [UNK]
     for key in ('unk_token', 'cls_token', 'sep_token'):
         if special[key] not in ids:
-            raise UserError(f'vocab.txt lacks {special[key]}, the {key}: is it the vocabulary of a BERT?')
+            raise UserError(f'vocab.txt lacks {printable(special[key])}, the {key}: is it the vocabulary of a BERT?')
     token = lambda key, kind: {'SpecialToken': {'id': special[key], 'type_id': kind}}
     text = lambda name, kind: {'Sequence': {'id': name, 'type_id': kind}}
     single = [token('cls_token', 0), text('A', 0), token('sep_token', 0)]
@@ -268,6 +260,6 @@ def _check_ids(backend: Any, size: int, name: str) -> None:
     try:
         used = backend.encode('', '').ids
     except Exception as e:
-        raise UserError(f'{name} cannot encode an empty text: {e}.') from e
+        raise UserError(f'{name} cannot encode an empty text: {printable(str(e))}.') from e
     if size > 1 << 24 or max(used, default=0) >= size:
         raise UserError(f'{name}: ids up to {max(size - 1, *used)} are no rows of a vocabulary.')

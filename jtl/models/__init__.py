@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jtl.models.classifier import Classifier
 
 DTYPES = ('float32', 'bfloat16')
+IMAGENET_COLOURS = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}  # of its pixels in [0, 1]
 
 
 def build(

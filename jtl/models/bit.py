@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from jtl.errors import UserError, check_kwargs, nearest
-from jtl.models.resnet import HE_NORMAL
-from jtl.models.resnetv2 import check_depth, residual_stages
+from jtl.models.resnet import HE_NORMAL, check_depth
+from jtl.models.resnetv2 import residual_stages
 
 VARIANTS = {
     '_r50x1': {'stages': (3, 4, 6, 3), 'width': 64},

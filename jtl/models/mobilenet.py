@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from jtl.errors import UserError, check_kwargs, nearest
+from jtl.models import IMAGENET_COLOURS
 
 WIDTHS = {'v1': (1.0, 0.75, 0.5, 0.25), 'v2': (1.0, 0.35, 0.5, 0.75, 1.3, 1.4)}  # the published ones
 NAMES = tuple(f'mobilenet{v}{"" if a == 1 else f"_{a}"}' for v, widths in WIDTHS.items() for a in widths)
@@ -77,8 +78,7 @@ def divisible(channels: float) -> int:
 
 def preprocess(variant: str) -> dict[str, Any]:
     """The images that a variant was made for."""
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return {'size': 224, 'mean': mean, 'std': std, 'interpolation': 'bilinear', 'crop': 0.875}
+    return {'size': 224, **IMAGENET_COLOURS, 'interpolation': 'bilinear', 'crop': 0.875}
 
 
 class Style(NamedTuple):

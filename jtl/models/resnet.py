@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jtl.errors import UserError, check_kwargs, nearest
+from jtl.models import IMAGENET_COLOURS
 
 IMAGENET = {'stem': 'imagenet', 'shortcut': 'projection', 'width': 64, 'zero_init_residual': True}
 CIFAR = {'stem': 'cifar', 'shortcut': 'pad', 'width': 16, 'block': 'basic'}
@@ -53,17 +54,21 @@ def backbone(variant: str, *, dtype: str = 'float32', **kwargs) -> nn.Module:
         if kwargs.get(key, known[0]) not in known:
             raise UserError(f'unknown config.model.{key} {kwargs[key]!r}: {nearest(str(kwargs[key]), known)}')
     resnet = ResNet(**{**VARIANTS[variant], **kwargs}, dtype=dtype)
-    if resnet.depth is not None and not 1 <= resnet.depth <= len(resnet.stages):
-        raise UserError(f'config.model.depth: {resnet.depth} should be 1 to {len(resnet.stages)}, a number of stages.')
+    check_depth(resnet.depth, resnet.stages)
     return resnet
+
+
+def check_depth(depth: int | None, stages: tuple[int, ...]) -> None:
+    """Refuses a cut that leaves nothing, or that is deeper than the network."""
+    if depth is not None and not 1 <= depth <= len(stages):
+        raise UserError(f'config.model.depth: {depth} should be 1 to {len(stages)}, a number of stages.')
 
 
 def preprocess(variant: str) -> dict[str, Any]:
     """The images that a variant was made for. A mean of length 1 is for every channel; size None is as they come."""
     stem = VARIANTS.get(variant, {}).get('stem')
     if stem == 'imagenet':
-        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-        return {'size': 224, 'mean': mean, 'std': std, 'interpolation': 'bicubic', 'crop': 0.875}
+        return {'size': 224, **IMAGENET_COLOURS, 'interpolation': 'bicubic', 'crop': 0.875}
     if stem == 'cifar':
         mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
         return {'size': 32, 'mean': mean, 'std': std, 'interpolation': 'bicubic', 'crop': 1.0}

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from jtl.errors import UserError, check_kwargs, nearest
-from jtl.models.resnet import batch_norm, conv, max_pool_3x3_s2
+from jtl.models import IMAGENET_COLOURS
+from jtl.models.resnet import batch_norm, check_depth, conv, max_pool_3x3_s2
 
 BASIC = {'block': 'basic', 'width': 64}
 BOTTLENECK = {'block': 'bottleneck', 'width': 64}
@@ -51,16 +52,9 @@ def backbone(variant: str, *, dtype: str = 'float32', **kwargs) -> nn.Module:
     return network
 
 
-def check_depth(depth: int | None, stages: tuple[int, ...]) -> None:
-    """Refuses a cut that leaves nothing, or that is deeper than the network."""
-    if depth is not None and not 1 <= depth <= len(stages):
-        raise UserError(f'config.model.depth: {depth} should be 1 to {len(stages)}, a number of stages.')
-
-
 def preprocess(variant: str) -> dict[str, Any]:
     """The images that a variant was made for: those of Gluon, which resizes bilinearly."""
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return {'size': 224, 'mean': mean, 'std': std, 'interpolation': 'bilinear', 'crop': 0.875}
+    return {'size': 224, **IMAGENET_COLOURS, 'interpolation': 'bilinear', 'crop': 0.875}
 
 
 class ResNetV2(nn.Module):

@@ -5,13 +5,14 @@ is found, and what is downloaded here other programs find.
 """
 
 import errno
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jtl.errors import UserError, nearest
+from jtl.errors import UserError, nearest, printable, some
+from jtl.files import read_json
+from jtl.pretrained.formats import shards
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 WEIGHTS = (  # the first that is there is taken
@@ -20,7 +21,7 @@ WEIGHTS = (  # the first that is there is taken
     'pytorch_model.bin',
     'pytorch_model.bin.index.json',
 )
-TOKENIZER = (
+TOKENIZER = (  # all that a tokenizer is made of: a run keeps them too
     'tokenizer.json',
     'vocab.txt',
     'tokenizer_config.json',
@@ -28,7 +29,12 @@ TOKENIZER = (
     'sentence_bert_config.json',  # the length that sentence-transformers cuts to
 )
 POOLING = '1_Pooling/config.json'  # how sentence-transformers makes one vector of a sentence
-SUFFIXES = ('.safetensors', '.bin', '.pth', '.pt', '.th', '.npz', '.h5', '.hdf5', '.keras')  # that someone can read
+SUFFIXES = {  # of weights, and the scheme that reads them
+    **dict.fromkeys(('.pth', '.th', '.pt', '.bin', '.ckpt', '.tar'), 'torch'),
+    '.safetensors': 'safetensors',
+    '.npz': 'npz',
+    **dict.fromkeys(('.h5', '.hdf5', '.keras'), 'keras'),
+}
 MISSING = 'missing'
 _NAME = re.compile(r'(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?')
 
@@ -98,7 +104,7 @@ def fetch(name: str) -> Snapshot:
     if weights not in files and take(weights) is None:
         raise UserError(f'hf:{repo} has no file {weights!r} at {revision}: {nearest(weights, _list(repo, revision))}')
     if weights.endswith('.index.json'):
-        for shard in shards(files[weights]):
+        for shard in shards.files(files[weights]):
             if take(str(PurePosixPath(weights).with_name(shard))) is None:
                 raise UserError(f'hf:{repo}: {weights} names {shard}, which is not there.')
     return Snapshot(repo, revision, files, weights)
@@ -117,34 +123,6 @@ def _describe(take: Callable, folder: str) -> None:
         _ = take(folder + PREPROCESSOR) or (take(PREPROCESSOR) if folder else None)
 
 
-def shards(index: Path) -> list[str]:
-    """The files that an index of sharded weights names: plain names, as they lie beside it."""
-    names = read_json(index).get('weight_map')
-    if not isinstance(names, dict) or not names or not all(isinstance(v, str) for v in names.values()):
-        raise UserError(f'{index}: expected an index of weights, with a "weight_map" of tensor names to file names.')
-    shards = sorted(set(names.values()))
-    for shard in shards:
-        if PurePosixPath(shard).name != shard or shard.startswith('.') or '\\' in shard:
-            raise UserError(f'{index}: {shard!r} should be the plain name of a file beside it.')
-    return shards
-
-
-def read_json(path: Path, kinds: tuple[type, ...] = (dict,)) -> Any:
-    """A JSON file that came with weights: an object, or what else is allowed.
-
-    Raises:
-        UserError: it is not JSON, or of another kind.
-    """
-    try:
-        value = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e:  # also what is not UTF-8
-        raise UserError(f'{path} is not JSON: {str(e) or type(e).__name__}.') from e
-    if not isinstance(value, kinds):
-        expected = ' or '.join({dict: 'object'}.get(kind, kind.__name__) for kind in kinds)
-        raise UserError(f'{path}: expected a JSON {expected}, found {type(value).__name__}.')
-    return value
-
-
 def _choose(repo: str, revision: str, take: Callable[[str], Path | None]) -> str:
     """The name of a repository's weights: what lies in the cache first, so that nothing is downloaded twice."""
     cached = [file for file in WEIGHTS if isinstance(_cached(repo, revision, file), Path)]
@@ -152,9 +130,10 @@ def _choose(repo: str, revision: str, take: Callable[[str], Path | None]) -> str
         if take(file) is not None:
             return file
     names = _list(repo, revision)
-    readable = [name for name in names if name.endswith(SUFFIXES)]
+    readable = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if len(readable) != 1:
-        said = f'Name one of them: {", ".join(f"hf:{repo}:{n}" for n in readable[:10])}.' if readable else _some(names)
+        said = f'It has {some(names, 20) or "no files"}.'
+        said = f'Name one of them: {some([f"hf:{repo}:{n}" for n in readable], 10)}.' if readable else said
         raise UserError(f'hf:{repo} has none of {", ".join(WEIGHTS)}. {said}')
     return readable[0]
 
@@ -259,10 +238,5 @@ def _commit(path: Path, file: str) -> str:
     return path.parents[len(PurePosixPath(file).parts) - 1].name
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return f'It has {", ".join(names[:20])}{", …" if len(names) > 20 else ""}.' if names else 'It has no files.'
-
-
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0], 500)

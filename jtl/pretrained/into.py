@@ -1,18 +1,16 @@
 """Pretrained weights into a fresh model: what must fit, what is adapted, and what becomes of the head."""
 
-import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from jtl import models, tree
-from jtl.errors import UserError
+from jtl.errors import UserError, some
 from jtl.pretrained import resize
 from jtl.pretrained.load import Pretrained, is_first_convolution
-from jtl.pretrained.table import some
+from jtl.pretrained.shapes import grouped, shapes
 
 PyTree = Any
 Shapes = Mapping[str, tuple[int, ...]]
@@ -92,7 +90,7 @@ def _adapted(mine: Mapping, theirs: Mapping, weights: Pretrained, batch: Mapping
             if old == new and (grid[0] == grid[1] or not weights.origin):  # a former run may have had any grid
                 continue
             before, after = (sum(f'backbone/{name}' in leaves for name in PREFIX_TOKENS) for leaves in (theirs, mine))
-            fresh = np.asarray(mine[path][:, :after])
+            fresh = np.asarray(mine[path][:, :after]) if after > before else None
             leaf = resize.position(theirs[path], before, after, None, grid, weights.antialias, fresh)
             made[path] = leaf, f'{old[1]} → {new[1]} tokens'
     return made
@@ -101,20 +99,13 @@ def _adapted(mine: Mapping, theirs: Mapping, weights: Pretrained, batch: Mapping
 def _by_name(
     mine: Mapping, theirs: Mapping, classes: tuple[str, ...], weights: Pretrained
 ) -> dict[str, tuple[np.ndarray, str]]:
-    """The head, class by class: columns of theirs for the names that agree, fresh ones for the others.
-
-    Names agree if they are equal but for case, spaces, `_` and `-`, also if one of several names between commas is.
-    """
+    """The head, class by class: columns of theirs for the names that agree, fresh ones for the others."""
     if not weights.classes:
         raise UserError(
             f'config.load.head: nothing says what the classes of {weights.uri} are called; '
             'config.load.labels names a file that does.'
         )
-    spelt = lambda name: re.sub(r'[\s_-]+', ' ', name).strip().casefold()
-    column = {}
-    for i, names in enumerate(weights.classes):
-        for name in (names, *names.split(',')):
-            column.setdefault(spelt(name), i)
+    column = columns(weights.classes)
     pairs = [(i, column[spelt(name)]) for i, name in enumerate(classes) if spelt(name) in column]
     if not pairs:
         raise UserError(
@@ -123,12 +114,30 @@ def _by_name(
         )
     here, there = map(list, zip(*pairs))
     made = {}
-    for path in mine.keys() & theirs.keys():
-        if path.startswith('head/') and theirs[path].shape[-1] == len(weights.classes):
+    for path in ('head/kernel', 'head/bias'):
+        if path in mine and path in theirs and mine[path].shape[:-1] == theirs[path].shape[:-1]:
             leaf = np.array(mine[path])
             leaf[..., here] = theirs[path][..., there]
             made[path] = leaf, f'{len(pairs)} of {len(classes)} classes by name'
     return made
+
+
+def columns(classes: Iterable[str]) -> dict[str, int]:
+    """Which class a name means: a whole name, or one of several between commas; none if it could mean two.
+
+    columns(('crane', 'cardigan, corgi', 'cardigan', 'crane')) == {'cardigan': 2, 'corgi': 1}
+    """
+    whole, parts = {}, {}
+    for i, names in enumerate(classes):
+        whole.setdefault(spelt(names), []).append(i)
+        for name in names.split(',') if ',' in names else ():
+            parts.setdefault(spelt(name), []).append(i)
+    return {name: found[0] for name, found in {**parts, **whole}.items() if len(found) == 1}
+
+
+def spelt(name: str) -> str:
+    """Without case, and with one space for any spaces, `_` and `-`."""
+    return re.sub(r'[\s_-]+', ' ', name).strip().casefold()
 
 
 def _spare(extra: set[str], model: dict, full: dict, num_classes: int, batch: Mapping) -> set[str]:
@@ -146,14 +155,6 @@ def _spare(extra: set[str], model: dict, full: dict, num_classes: int, batch: Ma
     return spare
 
 
-def shapes(model: dict, num_classes: int, batch: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The leaves of a `config.model` by our path, nothing computed."""
-    init = functools.partial(models.build(num_classes=num_classes, **model).init, train=False)
-    variables = jax.eval_shape(init, jax.random.key(0), batch)
-    statistics = {name: node for name, node in variables.items() if name != 'params'}
-    return {path: leaf.shape for path, leaf in tree.flatten({**variables['params'], 'model': statistics}).items()}
-
-
 def _same(mine: Shapes, theirs: Shapes, weights: Pretrained) -> None:
     missing, extra = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
     reshaped = [f'{p} is {theirs[p]} there, {mine[p]} here' for p in sorted(mine) if mine[p] != theirs.get(p, mine[p])]
@@ -162,16 +163,19 @@ def _same(mine: Shapes, theirs: Shapes, weights: Pretrained) -> None:
     said = [f'{len(missing)} missing:', *grouped(missing)] if missing else []
     said += [f'{len(extra)} left over:', *grouped(extra)] if extra else []
     said += [f'{len(reshaped)} of another shape:', *(f'  {line}' for line in reshaped)] if reshaped else []
+    if any(line.startswith('head/') for line in reshaped):
+        said.append("config.load.head: 'fresh' starts a new head, 'names' takes the classes whose names agree.")
+    if missing and not extra and not reshaped and (whole := _whole(missing)):
+        said.append(f'config.model.depth={whole} uses the part that is whole.')
     raise UserError(
         f'config.init: {weights.uri} looks like {weights.model}; it does not fit config.model:\n' + '\n'.join(said)
     )
 
 
-def grouped(paths: Iterable[str]) -> list[str]:
-    """All of the paths, a line for each layer."""
-    lines: dict[str, list[str]] = {}
-    for path in paths:
-        parts = path.split('/')
-        deep = min(len(parts) - 1, 5 if parts[0] == 'model' else 3)
-        lines.setdefault('/'.join(parts[:deep]), []).append('/'.join(parts[deep:]))
-    return [f'  {layer}/: {", ".join(rest)}' for layer, rest in lines.items()]
+def _whole(missing: list[str]) -> int | None:
+    """How many stages, or blocks, come before the first that is missing something, if nothing else is."""
+    found = [re.fullmatch(r'(?:model/batch_stats/)?backbone/(stage|block)(\d+)/.*', path) for path in missing]
+    if not all(found):
+        return None
+    first = min(int(match[2]) for match in found)
+    return first - 1 if found[0][1] == 'stage' else first  # stages are counted from 1, blocks from 0

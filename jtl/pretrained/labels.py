@@ -1,11 +1,10 @@
 """What the columns of a head stand for: label names in the order of the logits."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from jtl.errors import UserError, nearest
-from jtl.pretrained import hub
+from jtl.errors import UserError, nearest, printable
+from jtl.files import expanded, read_json
 
 
 def class_names(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -34,12 +33,12 @@ def read_labels(path: str) -> tuple[str, ...]:
     Raises:
         UserError: not such a file.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         there = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         raise UserError(f'labels: {path} does not exist: {nearest(file.name, there[:30])}')
     if file.suffix.lower() == '.json':
-        said = hub.read_json(file, (dict, list))
+        said = read_json(file, (dict, list))
         return in_order(said['labels'] if isinstance(said, dict) and 'labels' in said else said, path)
     try:
         lines = file.read_text(encoding='utf-8-sig').splitlines()
@@ -61,7 +60,7 @@ def in_order(said: Any, where: str) -> tuple[str, ...]:
             pairs = [(str(index), name) for name, index in pairs]
         order = {str(i): i for i in range(len(pairs))}
         if odd := sorted({key for key, _ in pairs} - set(order)) or (len(dict(pairs)) < len(pairs) and ['one twice']):
-            raise UserError(f'{where}: expected a name for each of 0 … {len(pairs) - 1}, found {odd[0]}.')
+            raise UserError(f'{where}: expected a name for each of 0 … {len(pairs) - 1}, found {printable(odd[0])}.')
         said = [name for _, name in sorted(pairs, key=lambda pair: order[pair[0]])]
     if not isinstance(said, list) or not said or not all(isinstance(name, str) and name for name in said):
         raise UserError(f'{where}: expected a list of class names, or an object of names by index.')

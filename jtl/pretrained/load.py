@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +11,11 @@ import numpy as np
 
 from jtl import models, run, tree
 from jtl.errors import UserError, nearest
+from jtl.files import expanded
 from jtl.pretrained import source
 from jtl.pretrained.formats import archive
 from jtl.pretrained.recognise import Recognised, recognise
+from jtl.pretrained.shapes import lacking
 
 PyTree = Any
 
@@ -30,10 +31,11 @@ class Pretrained(NamedTuple):
         params, state: as a method has them; float32.
         classes: what the columns of their head stand for; () if nothing says so.
         preprocess: fields of `jtl.data.Preprocess`.
-        sha256: of all the numbers.
+        sha256: of all that comes with them: numbers, classes, preprocessing, tokenizer.
         origin: by our path, the tensors it was made of; {} for a former run.
         tokenizer: files by name, for models of text.
         antialias: whether their library resizes position embeddings with antialiasing.
+        files: what was read, with the commit if it is the hub's.
         head, missing: what `load` was told; see there.
     """
 
@@ -47,6 +49,7 @@ class Pretrained(NamedTuple):
     origin: Mapping[str, str] = {}
     tokenizer: Mapping[str, bytes] = {}
     antialias: bool = True
+    files: tuple[str, ...] = ()
     head: str = 'auto'
     missing: tuple[str, ...] = ()
 
@@ -78,12 +81,14 @@ def load(
         UserError: nothing there, damaged, not a model that we know, or with tensors that we do not know.
     """
     check(head, ignore, missing)
-    path = Path(uri)
+    path = expanded(uri)
     if is_run(path) or (path.is_dir() and not source.has_weights(path)):
+        if labels or ignore:
+            raise UserError(f'config.load: {uri} is a former run, which has its own labels and all that it needs.')
         result = path / 'result.json'
         weights = _load_run(uri, result.stat().st_mtime_ns if result.exists() else 0)
     else:
-        weights = _load_foreign(uri, labels, tuple(ignore), _stamp(uri))
+        weights = _load_foreign(uri, labels, tuple(ignore), source.stamp(uri, labels))
     return weights._replace(head=head, missing=tuple(missing))
 
 
@@ -99,13 +104,6 @@ def check(head: str = 'auto', ignore: tuple = (), missing: tuple = (), labels: s
                 raise UserError(f'config.load.{key}: {pattern!r} is not a regular expression: {e}.') from e
 
 
-def _stamp(uri: str) -> tuple:
-    """Changes when the files behind a URI do."""
-    path = Path(uri if os.path.exists(uri) else uri.partition(':')[2].partition('#')[0]).expanduser()
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-
-
 def is_run(path: Path) -> bool:
     """Whether a folder is a run's, finished or not."""
     return any((path / name).exists() for name in ('result.json', 'params.txt', 'model/model.json', 'metrics.jsonl'))
@@ -113,7 +111,7 @@ def is_run(path: Path) -> bool:
 
 @functools.lru_cache(maxsize=1)  # the runs of a sweep mostly start from the same one
 def _load_run(uri: str, stamp: int) -> Pretrained:
-    former = run.read(uri)
+    former = run.read(expanded(uri))
     weights = Pretrained(
         uri,
         former.model,
@@ -124,14 +122,14 @@ def _load_run(uri: str, stamp: int) -> Pretrained:
         sha256='',
         tokenizer=former.tokenizer,
     )
-    return weights._replace(sha256=_hash(weights.leaves()))
+    return weights._replace(sha256=_hash(weights))
 
 
 @functools.lru_cache(maxsize=1)
 def _load_foreign(uri: str, labels: str | None, ignore: tuple[str, ...], stamp: tuple) -> Pretrained:
     found = source.read(uri, labels)
-    known = recognise(found.tensors, found.config, uri)
     unwanted = lambda name: any(re.fullmatch(pattern, name) for pattern in ignore)
+    known = recognise({name: x for name, x in found.tensors.items() if not unwanted(name)}, found.config, uri)
     if unknown := {name: why for name, why in known.translation.unknown.items() if not unwanted(name)}:
         listed = '\n'.join(f'  {name}{why and f": {why}"}' for name, why in unknown.items())
         raise UserError(
@@ -139,27 +137,41 @@ def _load_foreign(uri: str, labels: str | None, ignore: tuple[str, ...], stamp: 
             'config.load.ignore, a list of regexes, says which of them are not wanted.'
         )
     leaves = {path: _float32(uri, path, x) for path, x in known.translation.leaves.items() if not unwanted(path)}
+    expected = expected_input(known, found.preprocess, leaves)
+    lacking(known.model, leaves, expected)  # into a model it is told; here it is refused if it is out of proportion
     whole = tree.unflatten(leaves)
     statistics = whole.pop('model', {})
-    return Pretrained(
+    weights = Pretrained(
         uri,
         known.model,
         whole,
         {'model': statistics} if statistics else {},
         _classes(uri, found.classes, leaves, labels),
-        preprocessing(known, found.preprocess, leaves),
-        _hash(leaves),
+        expected,
+        '',
         known.translation.origin,
         found.tokenizer,
         known.dialect.antialias,
+        found.files,
     )
+    return weights._replace(sha256=_hash(weights))
 
 
-def preprocessing(known: Recognised, described: dict, leaves: Mapping[str, np.ndarray]) -> dict:
+def expected_input(known: Recognised, described: dict, leaves: Mapping[str, np.ndarray]) -> dict:
     """What weights expect of a picture: by the model, by whose weights they are, by their own description."""
     said = {**models.preprocess(known.model['name']), **known.preprocess, **described}
     first = next((x for path, x in leaves.items() if is_first_convolution(path)), None)
-    return said if first is None else {**said, 'channels': first.shape[2]}
+    said = said if first is None else for_channels(said, first.shape[2])
+    for key, most in (('size', 2048), ('channels', 64)):  # a tiny file could ask for any
+        if (said.get(key) or 0) > most:
+            raise UserError(f'the weights are for pictures of {key} {said[key]:,}; at most {most:,} is taken.')
+    return said
+
+
+def for_channels(preprocess: dict, channels: int) -> dict:
+    """The same for pictures of other channels: their mean and standard deviation are the averages of the old ones."""
+    fits = lambda values: values if len(values) in (1, channels) else (float(np.mean(values)),)
+    return {**preprocess, **{key: fits(preprocess[key]) for key in ('mean', 'std')}, 'channels': channels}
 
 
 def is_first_convolution(path: str) -> bool:
@@ -169,7 +181,7 @@ def is_first_convolution(path: str) -> bool:
 def _float32(uri: str, path: str, leaf: np.ndarray) -> np.ndarray:
     if not np.issubdtype(leaf.dtype, np.floating) and leaf.dtype.kind != 'V':  # V: bfloat16 and the like
         raise UserError(f'{uri}: {path} is of {leaf.dtype}, not of real numbers; quantised weights cannot be used.')
-    leaf = archive.fresh(leaf, np.float32)  # a copy: the file may change from here on
+    leaf = archive.fresh(leaf)  # a copy: the file may change from here on
     if not np.isfinite(leaf).all():
         raise UserError(f'{uri}: {path} has numbers that are not finite.')
     return leaf
@@ -183,9 +195,11 @@ def _classes(uri: str, classes: tuple[str, ...], leaves: Mapping, labels: str | 
     return classes if len(classes) == columns else ()
 
 
-def _hash(leaves: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in sorted(leaves.items()):
-        digest.update(path.encode())
+def _hash(weights: Pretrained) -> str:
+    digest = hashlib.sha256(repr((weights.classes, sorted(weights.preprocess.items()))).encode())
+    for name, content in sorted(weights.tokenizer.items()):
+        digest.update(name.encode() + content)
+    for path, leaf in sorted(weights.leaves().items()):
+        digest.update(f'{path} {leaf.shape}'.encode())
         digest.update(np.ascontiguousarray(leaf))
     return digest.hexdigest()[:16]

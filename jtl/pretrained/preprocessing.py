@@ -7,8 +7,9 @@ import math
 from typing import Any, NamedTuple
 
 from jtl.errors import UserError, nearest
+from jtl.models import IMAGENET_COLOURS
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std
+IMAGENET = IMAGENET_COLOURS['mean'], IMAGENET_COLOURS['std']
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PILLOW = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}  # the numbers of its resampling filters

@@ -6,11 +6,19 @@ import pkgutil
 from types import ModuleType
 from typing import NamedTuple
 
-from jtl.errors import UserError
+from jtl.errors import UserError, some
 from jtl.pretrained import names
-from jtl.pretrained.table import Arrays, Dialect, Translation, some, translate
+from jtl.pretrained.table import Arrays, Dialect, Translation, translate
 
-WRAPPERS = ('module.', '_orig_mod.', 'model.', 'net.', 'backbone.')  # of DataParallel, torch.compile, Lightning, …
+MOST = 20_000  # tensors; the largest models here have about 2,000
+WRAPPERS = (
+    'module.',
+    '_orig_mod.',
+    'model.',
+    'net.',
+    'backbone.',
+    'encoder.',
+)  # of DataParallel, torch.compile, Lightning, …
 
 
 class Recognised(NamedTuple):
@@ -50,36 +58,58 @@ def recognise(tensors: Arrays, config: dict, uri: str) -> Recognised:
     Raises:
         UserError: they look like nothing that we know, or like a variant that we do not build.
     """
-    tensors, wrapper = unwrap(tensors)
-    family, dialect, translation = closest(tensors)
+    if len(tensors) > MOST:
+        raise UserError(f'{uri}: {len(tensors):,} tensors, more than any model of jtl has.')
+    family, dialect, tensors, wrapper, translation = closest(tensors)
     known = len(tensors) - len(translation.unknown)
     if 2 * known < len(tensors) or not translation.leaves:
         forms = '; '.join(f'{f.FAMILY} of {", ".join(d.name for d in f.DIALECTS)}' for f in families())
         raise UserError(
-            f'{uri}: {len(tensors)} tensors that look like no model of jtl: {some(list(tensors))}. Known: {forms}.'
+            f'{uri}: {len(tensors)} tensors that look like no model of jtl: {some(tensors)}. Known: {forms}.'
         )
+    why = f'{known} of {len(tensors)} tensors have names of {family.FAMILY} in {dialect.name}'
+    why += f', after {wrapper!r}' if wrapper else ''
     shapes = {path: leaf.shape for path, leaf in translation.leaves.items()}
+    for path, shape in shapes.items():
+        if not shape or not all(0 < n < 2**31 for n in shape):
+            raise UserError(f'{uri}: {translation.origin[path]} is of shape {shape}; a part of {path} is missing.')
     try:
         model = family.model(shapes, dialect.settings(tensors, config))
         preprocess = dialect.preprocess(tensors, config)
     except UserError as e:
-        raise UserError(f'{uri}: {e}') from e
-    why = f'{known} of {len(tensors)} tensors have names of {family.FAMILY} in {dialect.name}'
-    return Recognised(
-        family.FAMILY, dialect, translation, model, preprocess, why + (f', after {wrapper!r}' if wrapper else '')
-    )
+        raise UserError(f'{uri}: {why}, but: {e}') from e
+    return Recognised(family.FAMILY, dialect, translation, model, preprocess, why)
 
 
-def closest(tensors: Arrays) -> tuple[ModuleType, Dialect, Translation]:
-    """The file and the dialect that know the most of the names, the first of equals, and what they make of them."""
-    tried = [(family, dialect, translate(tensors, dialect)) for family, dialect in dialects()]
-    return min(tried, key=lambda found: len(found[2].unknown))
+class Closest(NamedTuple):
+    """The dialect that knows the most of the names, the first of equals."""
+
+    family: ModuleType
+    dialect: Dialect
+    tensors: Arrays  # without the prefix of a wrapper
+    wrapper: str
+    translation: Translation
 
 
-def unwrap(tensors: Arrays) -> tuple[Arrays, str]:
-    """Without the prefixes that wrappers of a module put before every name; `(tensors, the prefix)`."""
-    taken = ''
-    while wrapper := next((w for w in WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), None):
-        tensors = {name.removeprefix(wrapper): x for name, x in tensors.items()}
-        taken += wrapper
-    return tensors, taken
+def closest(tensors: Arrays) -> Closest:
+    """What tensors look like most, with or without the prefixes that wrappers of a module put before names."""
+    tried = [
+        Closest(family, dialect, bare, wrapper, translate(bare, dialect))
+        for bare, wrapper in unwrapped(tensors)
+        for family, dialect in dialects()
+    ]
+    return min(tried, key=lambda found: len(found.translation.unknown))
+
+
+def unwrapped(tensors: Arrays) -> list[tuple[Arrays, str]]:
+    """The tensors as they are, then without a prefix that most of the names have, then without the next one."""
+    taken, found = '', [(tensors, '')]
+    for _ in range(3):
+        count = {w: sum(name.startswith(w) for name in tensors) for w in WRAPPERS}
+        wrapper = max(count, key=count.get)
+        bare = {name.removeprefix(wrapper): x for name, x in tensors.items()}
+        if 2 * count[wrapper] < len(tensors) or len(bare) < len(tensors):
+            break
+        tensors, taken = bare, taken + wrapper
+        found.append((tensors, taken))
+    return found

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jtl.errors import UserError, nearest
+from jtl.errors import UserError, nearest, printable, some
+from jtl.files import expanded, read_json, read_small
 from jtl.pretrained import catalogue, hub
-from jtl.pretrained.formats import keras, npz, safetensors, torch
+from jtl.pretrained.formats import keras, npz, safetensors, shards, torch
 from jtl.pretrained.labels import class_names, read_labels
 from jtl.pretrained.preprocessing import described
 
@@ -27,19 +28,30 @@ READERS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     'npz': npz.read,
     'keras': keras.read,
 }
-SUFFIXES = {
-    **dict.fromkeys(('.pth', '.th', '.pt', '.bin', '.ckpt', '.tar'), 'torch'),
-    '.safetensors': 'safetensors',
-    '.npz': 'npz',
-    **dict.fromkeys(('.h5', '.hdf5', '.keras'), 'keras'),
-}
+
+
+class Found(NamedTuple):
+    """The files that a URI names.
+
+    Attributes:
+        scheme: who reads the weights, a key of `READERS`.
+        key: where in their file they are, '' if nobody said.
+        weights: their file, or the index of several.
+        files: the weights and all that belongs to them, by name.
+        record: what each of them is, for the record: a path, or a file of the hub with its commit.
+    """
+
+    scheme: str
+    key: str
+    weights: Path
+    files: dict[str, Path]
+    record: tuple[str, ...]
 
 
 class Foreign(NamedTuple):
     """Somebody's checkpoint, as it is.
 
     Attributes:
-        uri: as it was given.
         files: what was read, paths or hub files with the commit, for the record.
         tensors: by their names, in their dtype.
         config: the config.json of Hugging Face or timm; {} if there is none. `pooling` is that of
@@ -49,7 +61,6 @@ class Foreign(NamedTuple):
         tokenizer: tokenizer files by name, {} if there are none.
     """
 
-    uri: str
     files: tuple[str, ...]
     tensors: dict[str, np.ndarray]
     config: dict
@@ -70,34 +81,61 @@ def read(uri: str, labels: str | None = None) -> Foreign:
         UserError: nothing there, damaged, or a description that makes no sense.
     """
     names = read_labels(labels) if labels else ()
-    scheme, rest, key = resolve(uri)
-    if scheme == 'hf':
-        got = hub.fetch(rest)
-        files, weights = got.files, got.files[got.weights]
-        record = {name: f'hf:{got.repo}@{got.commit}:{name}' for name in files}
-        scheme = of_suffix(weights) or ''
-        if not scheme:
-            raise UserError(f'hf:{rest}: {weights.name} has no suffix that is known. {_known_suffixes()}')
-    else:
-        weights = locate(scheme, rest)
-        files = beside(weights, _path(rest).is_dir())
-        record = {name: str(path) for name, path in files.items()}
-    tensors = READERS[scheme](weights, key) if key else READERS[scheme](weights)
-    by_name = {Path(name).name: path for name, path in files.items() if name != hub.POOLING}
+    found = find(uri)
+    read_one = READERS[found.scheme]
+    tensors = read_one(found.weights, found.key) if found.key else read_one(found.weights)
+    by_name = {Path(name).name: path for name, path in found.files.items() if name != hub.POOLING}
     config, preprocessor = (
-        hub.read_json(by_name[name]) if name in by_name else {} for name in (hub.CONFIG, hub.PREPROCESSOR)
+        read_json(by_name[name]) if name in by_name else {} for name in (hub.CONFIG, hub.PREPROCESSOR)
     )
-    if hub.POOLING in files:
-        config['pooling'] = hub.read_json(files[hub.POOLING])
+    if hub.POOLING in found.files:
+        config['pooling'] = read_json(found.files[hub.POOLING])
     return Foreign(
-        uri,
-        tuple(record.values()),
+        found.record,
         tensors,
         config,
         described(config, preprocessor),
         names or class_names(config, str(by_name.get(hub.CONFIG))),
-        {name: by_name[name].read_bytes() for name in hub.TOKENIZER if name in by_name},
+        {name: read_small(by_name[name], _root(found.weights)) for name in hub.TOKENIZER if name in by_name},
     )
+
+
+def _root(weights: Path) -> Path:
+    """The folder that files beside the weights belong to: in the hub's cache they are links to its `blobs`."""
+    folder = weights.parent.absolute()
+    return folder.parents[1] if folder.parent.name == 'snapshots' else folder
+
+
+def find(uri: str) -> Found:
+    """The files behind a URI, downloaded if they are the hub's; none of the tensors is read.
+
+    Raises:
+        UserError: there are none, or several to choose from.
+    """
+    scheme, rest, key = resolve(uri)
+    if scheme != 'hf':
+        weights = locate(scheme, rest)
+        files = beside(weights, expanded(rest).is_dir())
+        return Found(scheme, key, weights, files, tuple(map(str, files.values())))
+    got = hub.fetch(rest)
+    weights = got.files[got.weights]
+    if not (scheme := of_suffix(weights)):
+        raise UserError(f'hf:{rest}: {weights.name} has no suffix that is known. {_known_suffixes()}')
+    return Found(scheme, '', weights, got.files, tuple(f'hf:{got.repo}@{got.commit}:{name}' for name in got.files))
+
+
+def stamp(uri: str, labels: str | None = None) -> tuple[tuple[str, int, int], ...]:
+    """`(path, time of change in ns, size)` of each file behind a URI, and of the labels: another if they change.
+
+    The hub is not asked: its part is ().
+
+    Raises:
+        UserError: as for `find`.
+    """
+    files = [] if resolve(uri)[0] == 'hf' else list(find(uri).files.values())
+    files += [expanded(labels)] if labels else []
+    stats = {str(file): file.stat() for file in files if file.is_file()}  # who reads them says what is missing
+    return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats.items())
 
 
 def resolve(uri: str) -> tuple[str, str, str]:
@@ -110,9 +148,11 @@ def resolve(uri: str) -> tuple[str, str, str]:
     if colon and scheme == 'hf':
         return scheme, rest, ''
     if colon and scheme in READERS:
-        path, _, key = rest.rpartition('#') if scheme == 'torch' and not _path(rest).exists() else (rest, '', '')
+        if not rest:
+            raise UserError(f'{uri} names no file; expected {scheme}:PATH.')
+        path, _, key = rest.rpartition('#') if scheme == 'torch' and not expanded(rest).exists() else (rest, '', '')
         return scheme, path or rest, key if path else ''
-    path = _path(uri)
+    path = expanded(uri)
     if uri and path.is_dir():
         return of_suffix(weights_in(path)) or '', uri, ''
     if uri and path.exists():
@@ -137,9 +177,9 @@ def _unknown(uri: str) -> str:
         return f'{uri} is an address: download it, then give its path, such as torch:PATH.'
     if colon and '/' not in scheme and '.' not in scheme:
         return f'{uri}: unknown scheme {scheme!r}: {nearest(scheme, ["hf", *READERS])}'
-    path = _path(uri)
+    path = expanded(uri)
     expected = 'the folder of a former run, weights, or a well-known name'
-    if path.suffix in SUFFIXES or ('/' in uri and path.parent.is_dir()):
+    if path.suffix in hub.SUFFIXES or ('/' in uri and path.parent.is_dir()):
         return f'{uri!r} does not exist; expected {expected}. {_nearest_file(path)}'
     repo = uri.count('/') == 1 and not uri.startswith(('.', '~', '/'))
     hint = f'For the Hugging Face hub write hf:{uri}. ' if repo else ''
@@ -155,13 +195,13 @@ def locate(scheme: str, rest: str) -> Path:
     Raises:
         UserError: it is not there, and what is.
     """
-    path = _path(rest)
+    path = expanded(rest)
     if path.is_dir() and scheme == 'keras':
         raise UserError(f'keras:{rest} is a directory; expected a file, .h5 or .keras.')
     if path.is_dir():
         weights = weights_in(path, scheme)
         if of_suffix(weights) != scheme:
-            raise UserError(f'{scheme}:{rest} has {weights.name}: write {of_suffix(weights)}:{rest}.')
+            raise UserError(f'{scheme}:{rest} has {printable(weights.name)}: write {of_suffix(weights)}:{rest}.')
         return weights
     if not path.exists():
         raise UserError(f'{scheme}:{rest} does not exist. {_nearest_file(path)}')
@@ -180,7 +220,8 @@ def weights_in(folder: Path, scheme: str = '') -> Path:
         return wanted[0]
     others = named or sorted(path for path in folder.iterdir() if path.is_file() and of_suffix(path))
     if len(others) != 1:
-        what = f'several: name one of {", ".join(map(str, others[:8]))}' if others else f'only {_some(folder)}'
+        names = sorted(path.name for path in folder.iterdir())
+        what = f'several: name one of {some(map(str, others), 8)}' if others else f'only {some(names, 8) or "nothing"}'
         raise UserError(f'{folder}: expected {" or ".join(hub.WEIGHTS)} or one file of weights, found {what}.')
     return others[0]
 
@@ -192,21 +233,14 @@ def beside(weights: Path, whole: bool) -> dict[str, Path]:
         whole: all that lies there belongs together; else that is so of files that bear one of Hugging Face's names.
     """
     names = (hub.CONFIG, hub.PREPROCESSOR, hub.POOLING, *hub.TOKENIZER) if whole or weights.name in hub.WEIGHTS else ()
-    shards = hub.shards(weights) if weights.name.endswith('.index.json') else []
+    parts = shards.files(weights) if weights.name.endswith('.index.json') else []
     found = {name: weights.parent / name for name in names if (weights.parent / name).is_file()}
-    return {**found, weights.name: weights, **{shard: weights.parent / shard for shard in shards}}
+    return {**found, weights.name: weights, **{part: weights.parent / part for part in parts}}
 
 
 def of_suffix(path: Path) -> str | None:
     """The scheme that reads a file, by its name; an index is read as what it lists."""
-    return SUFFIXES.get(Path(path.name.removesuffix('.index.json')).suffix.lower())
-
-
-def _path(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as e:  # ~nobody
-        raise UserError(f'{text}: {e}') from e
+    return hub.SUFFIXES.get(Path(path.name.removesuffix('.index.json')).suffix.lower())
 
 
 def _nearest_file(path: Path) -> str:
@@ -222,8 +256,4 @@ def _capital(sentence: str) -> str:
 
 
 def _known_suffixes() -> str:
-    return f'Known: {", ".join(SUFFIXES)}. Or say what it is: {", ".join(f"{name}:PATH" for name in READERS)}.'
-
-
-def _some(folder: Path) -> str:
-    return ', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'
+    return f'Known: {", ".join(hub.SUFFIXES)}. Or say what it is: {", ".join(f"{name}:PATH" for name in READERS)}.'

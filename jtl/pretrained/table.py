@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jtl.errors import UserError
+from jtl.errors import UserError, some
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -44,6 +44,10 @@ DENSE = Way('transposed', lambda x: _rank(x, 2).T, lambda x: x.T)  # [out, in] <
 CONV = Way(  # also a depthwise one, [C, 1, h, w] <-> [h, w, 1, C]
     'OIHW to HWIO', lambda x: _rank(x, 4).transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
 )
+OIHW_DENSE = Way(  # a linear layer that is a 1×1 convolution there, [K, D, 1, 1] <-> [D, K]
+    'reshaped and transposed', lambda x: _one(x, slice(2, 4))[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]
+)
+HWIO_DENSE = Way('reshaped', lambda x: _one(x, slice(0, 2))[0, 0], lambda x: x[None, None])  # [1, 1, D, K] <-> [D, K]
 
 
 class Row(NamedTuple):
@@ -59,6 +63,32 @@ def left_out(theirs: str, why: str) -> Row:
     return Row(theirs, (), Way(why, lambda x: (), lambda: ()))
 
 
+def dense(theirs: str, ours: str) -> tuple[Row, ...]:
+    """The rows of a linear layer in PyTorch."""
+    return Row(f'{theirs}.weight', f'{ours}/kernel', DENSE), Row(f'{theirs}.bias', f'{ours}/bias')
+
+
+def norm(theirs: str, ours: str, scale: str = '.weight', bias: str = '.bias') -> tuple[Row, ...]:
+    """The rows of a LayerNorm or a GroupNorm; `scale` and `bias` are how their names end, in PyTorch unless told."""
+    return Row(theirs + scale, f'{ours}/scale'), Row(theirs + bias, f'{ours}/bias')
+
+
+PYTORCH_ENDS = ('.weight', '.bias', '.running_mean', '.running_var')
+GLUON_ENDS = ('_gamma', '_beta', '_running_mean', '_running_var')
+KERAS_ENDS = ('/gamma', '/beta', '/moving_mean', '/moving_variance')
+
+
+def batch_norm(theirs: str, ours: str, ends: tuple[str, str, str, str] = PYTORCH_ENDS) -> tuple[Row, ...]:
+    """The rows of a BatchNorm: two parameters, two statistics, and in PyTorch a count that nothing reads."""
+    scale, bias, mean, var = ends
+    return (
+        *norm(theirs, ours, scale, bias),
+        Row(theirs + mean, f'model/batch_stats/{ours}/mean'),
+        Row(theirs + var, f'model/batch_stats/{ours}/var'),
+        *([left_out(f'{theirs}.num_batches_tracked', 'a count of batches')] if ends == PYTORCH_ENDS else []),
+    )
+
+
 class Dialect(NamedTuple):
     """One library's way to write a family's weights.
 
@@ -69,7 +99,7 @@ class Dialect(NamedTuple):
             shape shows, such as `eps`, `heads` or the padding; raises UserError for what we do not build.
         preprocess: (the same) -> what the weights expect of a picture where their own description does not say; {} if
             it is what the model's file says.
-        antialias: whether its library resizes position embeddings with antialiasing.
+        antialias: how position embeddings are resized. True: timm's way, False: Hugging Face's.
     """
 
     name: str
@@ -237,9 +267,10 @@ def _rank(x: np.ndarray, rank: int) -> np.ndarray:
     return x
 
 
-def some(names: list[str], most: int = 3) -> str:
-    """The first few of them, for a message."""
-    return ', '.join(names[:most]) + (f', … ({len(names)} in all)' if len(names) > most else '')
+def _one(x: np.ndarray, axes: slice) -> np.ndarray:
+    if x.ndim != 4 or x.shape[axes] != (1, 1):
+        raise ValueError(f'of shape {x.shape}, expected a convolution of 1×1')
+    return x
 
 
 def as_tuple(side: str | tuple[str, ...]) -> tuple[str, ...]:

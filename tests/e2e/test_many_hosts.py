@@ -17,6 +17,7 @@ import tiny
 
 from jtl import checkpoint, launch, metrics, tree
 from jtl.main import main
+from jtl.run import read
 from jtl.train import Stopped, train
 
 HERE = Path(__file__).parent
@@ -223,6 +224,17 @@ def cut(tmp_path_factory):
     config = tiny.write_config(folder / 'config.py', CUT)
     train(CUT, folder / 'one', quiet=True)
     return f'--config={config}', folder / 'one'
+
+
+def test_two_processes_start_from_weights_that_they_cut(cut, tmp_path):
+    _, one = cut
+    loaded = {**CUT, 'init': str(one), 'load': {'head': 'names'}, 'steps': 1, 'optim': {'name': 'sgd', 'lr': 1e-30}}
+    path = tiny.write_config(tmp_path / 'config.py', loaded)
+    fine(two(tmp_path, *JTL, f'--config={path}', f'--workdir={tmp_path / "run"}'))
+    assert '10 of 10 classes by name' in (tmp_path / 'run' / 'params.txt').read_text()
+    before, after = tree.flatten(read(one).params), tree.flatten(read(tmp_path / 'run').params)
+    for name, leaf in before.items():
+        np.testing.assert_allclose(after[name], leaf, rtol=0, atol=1e-20)
 
 
 def test_a_cut_state_is_saved_whole_and_one_process_goes_on(cut, tmp_path):

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import jit
 
 from jtl import tree
 from jtl.errors import UserError
 from jtl.models import build, preprocess
 from jtl.models.bert import NAMES
-
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
 
 TOKENS = np.array([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0], [2, 9, 9, 3, 0]], np.int32)  # 0 is padding
 TYPES = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]], np.int32)

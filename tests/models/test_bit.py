@@ -1,10 +1,9 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import init, jit, shapes
 
 from jtl import tree
 from jtl.errors import UserError
@@ -12,25 +11,9 @@ from jtl.models import build, preprocess
 from jtl.models.bit import StdConv, Stem, standardise
 from jtl.models.resnet import conv
 
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
-
 IMAGES = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
 BATCH = {'image': IMAGES}
 TINY = {'name': 'bit_r50x1', 'stages': (2, 1), 'width': 8, 'groups': 4}
-
-
-def shapes(model, size=32):
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), {'image': jnp.zeros((1, size, size, 3))}, train=False))
-
-
-def init(model):
-    """Variables with scales and biases of their own, so that it matters which are used."""
-    variables = jit(lambda: model.init(jax.random.key(0), BATCH, train=False))()
-    rng = np.random.default_rng(1)
-    return tree.map_paths(
-        lambda path, x: x if path.endswith('kernel') else x + rng.uniform(0.1, 0.5, x.shape).astype(np.float32),
-        variables,
-    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +90,7 @@ def test_bit_stem_pools_over_zeros(size):
 def test_bit_knows_no_batch():
     """An example's features are the same whatever it is with, in training too."""
     model = build(num_classes=3, **TINY)
-    variables = init(model)
+    variables = init(model, BATCH)
     run = jit(lambda x, train: model.apply(variables, {'image': x}, train=train)['features'], static_argnums=1)
     together = run(IMAGES, False)
     np.testing.assert_array_equal(run(IMAGES, True), together)
@@ -117,7 +100,7 @@ def test_bit_knows_no_batch():
 
 def test_bit_cut_ends_with_the_norm_of_the_next_block():
     whole, cut = build(num_classes=5, **TINY), build(num_classes=5, **TINY, depth=1)
-    variables = init(whole)
+    variables = init(whole, BATCH)
     flat, kept = tree.flatten(variables['params']), tree.flatten(shapes(cut)['params'])
     backbone = {path for path in kept if path.startswith('backbone/')}
     assert all(flat[path].shape == kept[path].shape for path in backbone)
@@ -135,7 +118,7 @@ def test_bit_cut_ends_with_the_norm_of_the_next_block():
 def test_bit_remat_and_bfloat16_are_nearly_the_same_model():
     small = {**TINY, 'stages': (1,)}
     kept, remade, coarse = (build(num_classes=3, **small, **kw) for kw in ({}, {'remat': True}, {'dtype': 'bfloat16'}))
-    variables = init(kept)
+    variables = init(kept, BATCH)
 
     def gradient(model):
         loss = lambda p: (model.apply({'params': p}, BATCH, True)['logits'] ** 2).sum()

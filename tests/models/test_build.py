@@ -1,6 +1,5 @@
 """Every family through `build`: names, shapes, dtypes, learning, errors."""
 
-import functools
 import os
 import pathlib
 import subprocess
@@ -11,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import jit
 
 import jtl
 from jtl import tree
 from jtl.errors import UserError
 from jtl.models import build, preprocess
-
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
 
 CLASSES = 4
 LARGE = {'stem': 'imagenet', 'block': 'bottleneck', 'shortcut': 'projection'}

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import jit
 
 from jtl import tree
 from jtl.errors import UserError
 from jtl.models import build, preprocess
 from jtl.models.mobilenet import ConvNorm, Style, divisible
 
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
 TINY = {  # every kind of block, a residual one included, for tiny images
     'mobilenetv1': {'stem': 8, 'channels': (8, 8, 16, 16, 16), 'repeats': (1, 1, 1, 1, 1), 'depth': 3},
     'mobilenetv2': {

@@ -1,17 +1,14 @@
 """Frozen BatchNorm stands still: bit-identical statistics and the outputs of inference mode."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from tiny import jit
 
 from jtl import tree
 from jtl.models import build
 from jtl.models.norm import hold_still, is_frozen
-
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
 
 X = np.random.default_rng(0).normal(2, 3, size=(6, 4)).astype(np.float32)
 

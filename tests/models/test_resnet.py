@@ -1,16 +1,13 @@
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import jit
 
 from jtl import tree
 from jtl.models import build
 from jtl.models.resnet import Block, conv, max_pool_3x3_s2, pad_shortcut
-
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
 
 
 def shapes(name, classes, size, **kwargs):

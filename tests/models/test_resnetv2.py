@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import init, jit, shapes
 
 from jtl import tree
 from jtl.errors import UserError
 from jtl.models import build, preprocess
 from jtl.models.norm import hold_still
-
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
 
 IMAGES = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
 BATCH = {'image': IMAGES}
@@ -20,20 +19,6 @@ TINY = {
     'bottleneck': {'name': 'resnetv2_50', 'stages': (2, 1), 'width': 4},
     'plain': {'name': 'resnetv2_50', 'stages': (1, 1), 'width': 4, 'stem': 'plain'},
 }
-
-
-def shapes(model, size=32):
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), {'image': jnp.zeros((1, size, size, 3))}, train=False))
-
-
-def init(model):
-    """Variables with statistics and scales of their own, so that it matters which are used."""
-    variables = jit(lambda: model.init(jax.random.key(0), BATCH, train=False))()
-    rng = np.random.default_rng(1)
-    return tree.map_paths(
-        lambda path, x: x if path.endswith('kernel') else x + rng.uniform(0.1, 0.5, x.shape).astype(np.float32),
-        variables,
-    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +72,7 @@ def test_resnetv2_resolution_of_the_last_stage(size, expected):
 def test_resnetv2_cut_ends_with_the_norm_of_the_next_block(case, train):
     """Its features are those that the whole network's next block begins with; its paths are a part of the whole's."""
     whole, cut = build(num_classes=5, **TINY[case]), build(num_classes=5, **TINY[case], depth=1)
-    variables = init(whole)
+    variables = init(whole, BATCH)
     flat, kept = tree.flatten(variables), tree.flatten(shapes(cut))
     backbone = {path for path in kept if '/head' not in path and not path.startswith('params/head')}
     assert all(flat[path].shape == kept[path].shape for path in backbone)
@@ -111,7 +96,7 @@ def test_resnetv2_of_full_depth_is_the_whole():
 def test_resnetv2_normalises_the_image_by_its_running_statistics():
     """A shift of the image is a shift of the mean, which only the normed stem has."""
     model = build(num_classes=2, **TINY['bottleneck'])
-    variables = init(model)
+    variables = init(model, BATCH)
     flat = tree.flatten(variables)
     flat['batch_stats/backbone/input_bn/mean'] = flat['batch_stats/backbone/input_bn/mean'] + 0.5
     run = jit(lambda v, x: model.apply(v, {'image': x}, train=False)['features'])
@@ -123,7 +108,7 @@ def test_resnetv2_normalises_the_image_by_its_running_statistics():
 def test_resnetv2_frozen_backbone_holds_its_statistics_still():
     """The input's too, which has no parameters of its own; trained, they all move."""
     model = build(num_classes=2, **TINY['basic'])
-    variables = init(model)
+    variables = init(model, BATCH)
 
     def stats_after(frozen):
         with hold_still({path: frozen and path.startswith('backbone/') for path in tree.flatten(variables['params'])}):
@@ -138,7 +123,7 @@ def test_resnetv2_frozen_backbone_holds_its_statistics_still():
 
 def test_resnetv2_remat_is_the_same_model():
     plain, remade = (build(num_classes=3, **{**TINY['plain'], 'stages': (1,)}, remat=remat) for remat in (False, True))
-    variables = init(plain)
+    variables = init(plain, BATCH)
     assert tree.flatten(shapes(plain)).keys() == tree.flatten(shapes(remade)).keys()
 
     def gradient(model):

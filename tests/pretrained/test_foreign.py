@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,9 +14,11 @@ import tiny
 from jtl import models, run, tree
 from jtl.cli import main
 from jtl.errors import UserError
+from jtl.pretrained.convert import to_safetensors
 from jtl.pretrained.formats import safetensors
-from jtl.pretrained.load import load
+from jtl.pretrained.load import Pretrained, load
 from jtl.pretrained.names.resnet import DIALECTS
+from jtl.pretrained.shapes import shapes
 from jtl.pretrained.table import export
 from jtl.train import train
 
@@ -44,7 +47,7 @@ def weights(tmp_path_factory):
     """`(URI of a file with torchvision's names, the same under ours, a file with the names of its classes)`."""
     folder = tmp_path_factory.mktemp('weights')
     ours = leaves(MODEL)
-    safetensors.write(folder / 'net.safetensors', export(ours, DIALECTS[0]), {'format': 'pt'})
+    safetensors.write(folder / 'net.safetensors', export(ours, DIALECTS[0]))
     (folder / 'labels.txt').write_text('\n'.join(CLASSES))
     return f'safetensors:{folder / "net.safetensors"}', ours, str(folder / 'labels.txt')
 
@@ -119,8 +122,7 @@ def test_train_cuts_the_backbone(pictures, weights, tmp_path):
 
 
 def test_train_takes_other_channels(pictures, weights, tmp_path):
-    gray = {'size': 16, 'channels': 1, 'mean': (0.5,), 'std': (0.5,)}
-    train(config(pictures, weights, preprocess=gray), tmp_path / 'run', quiet=True)
+    train(config(pictures, weights, preprocess={'size': 16, 'channels': 1}), tmp_path / 'run', quiet=True)
     _, flat = found(tmp_path / 'run')
     kernel = weights[1]['backbone/stem/conv/kernel']
     np.testing.assert_allclose(flat['backbone/stem/conv/kernel'], kernel.sum(2, keepdims=True), rtol=1e-6)
@@ -148,7 +150,7 @@ def test_train_refuses_weights_of_another_architecture(model, message, pictures,
 def damaged(weights, tmp_path, change):
     tensors = export(weights[1], DIALECTS[0])
     change(tensors)
-    safetensors.write(tmp_path / 'odd.safetensors', tensors, {'format': 'pt'})
+    safetensors.write(tmp_path / 'odd.safetensors', tensors)
     return f'safetensors:{tmp_path / "odd.safetensors"}'
 
 
@@ -208,7 +210,7 @@ def test_inspect_says_what_is_missing_and_what_it_does_not_know(weights, tmp_pat
 
 
 def test_inspect_shows_what_nobody_knows(tmp_path, capsys):
-    safetensors.write(tmp_path / 'x.safetensors', {'a.b': np.ones((2, 3), np.float32)}, {})
+    safetensors.write(tmp_path / 'x.safetensors', {'a.b': np.ones((2, 3), np.float32)})
     assert main(['inspect', f'safetensors:{tmp_path / "x.safetensors"}']) == 0
     said = capsys.readouterr().out
     assert 'looks like: nothing that jtl knows' in said and 'a.b     2×3    float32' in said
@@ -219,6 +221,7 @@ def test_convert_to_a_run_and_back_keeps_every_bit(weights, pictures, tmp_path, 
     command = [sys.executable, '-m', 'jtl', 'convert', weights[0], f'--to=run:{there}', f'--labels={weights[2]}']
     subprocess.run(command, check=True)  # in a process that has imported nothing yet
     assert main(['convert', str(there), f'--to=safetensors:{back}', '--names=torchvision']) == 0
+    assert 'The file does not say' not in capsys.readouterr().out
     before, after = (safetensors.read(p) for p in (tmp_path / weights[0].partition(':')[2], back))
     assert before.keys() == after.keys()
     for name, x in before.items():
@@ -229,6 +232,86 @@ def test_convert_to_a_run_and_back_keeps_every_bit(weights, pictures, tmp_path, 
     assert main(['predict', str(there), str(picture), '--json']) == 0
     assert set(json.loads(capsys.readouterr().out)['classes']) <= set(CLASSES)
     train(config(pictures, (str(there),)), tmp_path / 'next', quiet=True)
+
+
+def test_convert_says_what_the_file_does_not(tmp_path, capsys):
+    """MobileNet as PyTorch has it, under Keras's names: whoever loads it there gets another network."""
+    images = {'image': np.zeros((1, 32, 32, 3), np.float32)}
+    model = {'name': 'mobilenetv1_0.25', 'eps': 1e-5, 'padding': 'symmetric'}
+    params = tree.unflatten({p: np.ones(s, np.float32) for p, s in shapes(model, 2, images).items()})
+    state = {'model': params.pop('model')}
+    weights = Pretrained('mine', model, params, state, (), {}, '')
+    weights = weights._replace(preprocess={'size': 32, 'channels': 3})
+    silent = {'padding': 'symmetric', 'eps': 1e-5, 'momentum': 0.9}
+    assert to_safetensors(weights, tmp_path / 'x.safetensors', 'keras') == ('keras', silent)
+    assert to_safetensors(weights, tmp_path / 'y.safetensors') == ('timm', {})
+
+
+def test_load_hashes_all_that_comes_with_the_weights(weights, tmp_path):
+    (tmp_path / 'others.txt').write_text('a\nb\nc\n')
+    file, hashes = tmp_path / 'model.safetensors', set()
+    shutil.copy(weights[0].partition(':')[2], file)
+    for labels in (None, weights[2], str(tmp_path / 'others.txt')):
+        hashes.add(load(str(file), labels=labels).sha256)
+    described = {'architecture': 'resnet50', 'pretrained_cfg': {'mean': [0.1, 0.2, 0.3], 'std': [1, 1, 1]}}
+    (tmp_path / 'config.json').write_text(json.dumps(described))
+    assert load(str(tmp_path)).preprocess['mean'] == (0.1, 0.2, 0.3)
+    hashes.add(load(str(tmp_path)).sha256)
+    assert len(hashes) == 4
+
+
+def test_load_refuses_labels_for_a_former_run(weights, tmp_path):
+    assert main(['convert', weights[0], f'--to=run:{tmp_path / "run"}']) == 0
+    with pytest.raises(UserError, match='is a former run, which has its own labels'):
+        load(str(tmp_path / 'run'), labels=weights[2])
+
+
+def test_convert_writes_no_names_of_another_architecture(tmp_path):
+    """A plain ResNet with two convolutions a block has as many tensors as a pre-activation one, but is not one."""
+    model = {'name': 'resnet20'}
+    params = tree.unflatten(leaves(model, classes=10))
+    state = {'model': params.pop('model')}
+    weights = Pretrained('mine', model, params, state, (), {'size': 32, 'channels': 3}, '')
+    with pytest.raises(UserError, match='--names=gluon-basic: has no names for resnet20'):
+        to_safetensors(weights, tmp_path / 'x.safetensors', 'gluon-basic')
+    assert to_safetensors(weights, tmp_path / 'x.safetensors')[1] == {}
+
+
+def test_convert_refuses_weights_that_are_not_complete(weights, tmp_path, capsys):
+    uri = damaged(weights, tmp_path, lambda t: t.pop('bn1.bias'))
+    assert main(['convert', uri, f'--to=safetensors:{tmp_path / "y.safetensors"}']) == 2
+    assert '1 missing:\n  backbone/stem/bn/: bias' in capsys.readouterr().err
+    assert not (tmp_path / 'y.safetensors').exists()
+
+
+def test_a_converted_run_says_that_it_has_no_data(weights, tmp_path, capsys):
+    assert main(['convert', weights[0], f'--to=run:{tmp_path / "run"}']) == 0
+    assert main(['eval', str(tmp_path / 'run')]) == 2
+    assert 'has no data of its own: give --data=URI' in capsys.readouterr().err
+
+
+def test_load_takes_weights_of_a_part_of_something_larger(weights, tmp_path):
+    """As Lightning saves a module that has a backbone, a head and a loss."""
+
+    def change(tensors):
+        for name in list(tensors):
+            x = tensors.pop(name)
+            tensors[name if name.startswith('fc') else f'backbone.{name}'] = x
+        tensors['criterion.weight'] = np.ones(3, np.float32)
+
+    uri = damaged(weights, tmp_path, change)
+    with pytest.raises(UserError, match=r'1 have no place in .*:\n  criterion\.weight\n'):
+        load(uri)
+    loaded = load(uri, ignore=('criterion.*',)).leaves()
+    assert loaded.keys() == weights[1].keys()
+
+
+def test_load_takes_gray_weights(weights, tmp_path):
+    gray = lambda t: t.update({'conv1.weight': t['conv1.weight'].sum(1, keepdims=True)})
+    loaded = load(damaged(weights, tmp_path, gray))
+    assert loaded.preprocess['channels'] == 1
+    np.testing.assert_allclose(loaded.preprocess['mean'], [(0.485 + 0.456 + 0.406) / 3])
+    assert len(loaded.preprocess['std']) == 1
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_fresh_copies_out_of_the_file(tmp_path):
     turned = tensor('0', (1000, 100), strides=(1, 1000), kind='HalfStorage')
     path = write_zip(tmp_path / 'x.pth', {'w': turned}, {'0': numbers})
     read = torch.read(path)['w']
-    copy = archive.fresh(read, np.float32)
+    copy = archive.fresh(read)
     assert copy.flags.c_contiguous and copy.flags.writeable and copy.dtype == np.float32
     np.testing.assert_array_equal(copy, numbers.reshape(100, 1000).T)
     np.testing.assert_array_equal(read, copy)  # what was let go of can be read again

@@ -190,9 +190,9 @@ def config(layers):
 @pytest.mark.parametrize(
     'text, message',
     [
-        (b'{"a": ', 'has a config that is no JSON'),
-        (b'[' * 100_000, 'has a config that is no JSON'),
-        (b'[1]', 'has a config that is a list, expected a dictionary'),
+        (b'{"a": ', 'config.json is not JSON'),
+        (b'[' * 100_000, 'config.json is not JSON'),
+        (b'[1]', 'config.json holds a list, expected an object'),
         (
             config([1, None, {'config': 3}, {'class_name': 7, 'config': {'name': []}}]),
             'does not say which layer is which',

@@ -3,6 +3,7 @@
 The files are written by hand in torchfiles.py; that PyTorch's own read the same is in tests/parity.
 """
 
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -155,6 +156,17 @@ def test_read_says_what_holds_no_weights(tmp_path):
     refused(write_zip(path, {'a\x1b[2J': tensor('0', (12,))}, ONE), 'no name for a tensor')
 
 
+def test_read_shows_no_control_characters(tmp_path):
+    path, x = tmp_path / 'x.pth', tensor('0', (12,))
+    two = {'\x1b[2J': {'w': x}, 'b': {'v': x}}
+    refused(write_zip(path, two, ONE), re.escape(rf'pick one with torch:{path}#\x1b[2J, torch:{path}#b'))
+    refused(path, re.escape(r'Known: \x1b[2J, b.'), 'c')
+    refused(write_zip(path, {'\x1b[2J': 3}, ONE), re.escape(r"its keys are '\x1b[2J'"))
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('\x1b[2J', b'')
+    refused(path, re.escape(r'it holds \x1b[2J'))
+
+
 # --- files that are something else
 
 
@@ -185,7 +197,7 @@ def test_read_says_what_a_wrong_archive_is(tmp_path):
     refused(write_members(path, {'w.npy': b''}), 'npz:PATH')
     refused(write_members(path, {'model.weights.h5': b''}), 'keras:PATH')
     refused(write_members(path, {'a/data.pkl': b'', 'a/constants.pkl': b''}), 'TorchScript.*state_dict')
-    refused(write_members(path, {'pictures/1.png': b''}), r"without the data.pkl.*'pictures/1.png'")
+    refused(write_members(path, {'pictures/1.png': b''}), 'without the data.pkl.*; it holds pictures/1.png')
     refused(tmp_path / 'none.pth', 'no such file')
     refused(tmp_path, 'a directory')
 
@@ -201,14 +213,12 @@ def test_read_of_a_file_cut_short_anywhere_says_so(tmp_path, write):
     refused(path, 'cut short: 20 bytes are missing' if write is write_legacy else 'not a readable zip')
 
 
-def test_read_of_a_flipped_bit_in_an_archive_says_so_if_asked(tmp_path):
+def test_read_of_a_flipped_bit_in_an_archive_says_so_if_it_is_not_in_a_number(tmp_path):
     path = write_zip(tmp_path / 'x.pth', {'w': tensor('0', (12,))}, ONE)
     data = bytearray(path.read_bytes())
     data[data.index(NUMBERS.tobytes()) + 5] ^= 1
     path.write_bytes(data)
     assert torch.read(path)['w'][1] != NUMBERS[1]
-    with pytest.raises(UserError, match="'archive/data/0' does not agree with its checksum"):
-        torch.read(path, check=True)
     write_zip(path, {'w': tensor('0', (12,))}, ONE)
     path.write_bytes(path.read_bytes().replace(b'FloatStorage', b'LongStorage!'))
     refused(path, "'archive/data.pkl' does not agree with its checksum")

@@ -309,7 +309,7 @@ def test_fetch_without_a_tokenizer_in_the_cache(server, monkeypatch):
         ('org/gated', 'hf:org/gated is gated: accept its terms at http.*/org/gated; then log in'),
         ('timm/tiny@v2', "hf:timm/tiny has no revision 'v2': did you mean 'v1'"),
         ('timm/tiny:model.safetensor', "no file 'model.safetensor' at a{40}: did you mean 'model.safetensors'"),
-        ('org/liar', "'../../etc/passwd' should be the plain name of a file"),
+        ('org/liar', "'../../etc/passwd' is no name of a file beside it"),
         ('org/broken', 'config.json is not JSON'),
         ('a..b/c', 'Expected hf:OWNER/NAME'),
     ],
@@ -332,6 +332,7 @@ def test_fetch_speaks_of_the_token(server, monkeypatch):
     [
         (OSError(errno.ENOSPC, 'No space left on device'), 'no space left for config.json in .*cache.*HF_HOME'),
         (OSError('Consistency check failed: file should be of size 4'), 'not downloaded: Consistency check failed'),
+        (OSError('\x1b[2J' * 200), r'not downloaded: (\\x1b\[2J){125}…$'),
     ],
 )
 def test_fetch_tells_of_the_disk(server, monkeypatch, error, message):
@@ -341,6 +342,17 @@ def test_fetch_tells_of_the_disk(server, monkeypatch, error, message):
     monkeypatch.setattr(huggingface_hub, 'hf_hub_download', fail)
     with pytest.raises(UserError, match=message):
         hub.fetch('timm/tiny')
+
+
+def test_fetch_says_what_a_repository_has_without_control_characters(server, monkeypatch):
+    monkeypatch.setitem(REPOS, 'org/odd', {COMMITS['main']: {'a\x1b[2J.txt': b''}})
+    with pytest.raises(UserError, match=r'It has a\\x1b\[2J\.txt') as e:
+        hub.fetch('org/odd')
+    assert str(e.value).isprintable()
+    monkeypatch.setitem(REPOS, 'org/odd', {COMMITS['main']: {'a\x1b[2J.ckpt': b'', 'b.pth.TAR': b''}})
+    with pytest.raises(UserError, match=r'Name one of them: hf:org/odd:a\\x1b\[2J\.ckpt, hf:org/odd:b\.pth\.TAR') as e:
+        hub.fetch('org/odd')
+    assert str(e.value).isprintable()
 
 
 def test_fetch_tells_of_a_broken_connection(server, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 
 from jtl import tree
 from jtl.errors import UserError
-from jtl.pretrained.into import into
+from jtl.pretrained.into import columns, into
 from jtl.pretrained.load import Pretrained, load
 
 CLASSES = ('cat', 'dog')
@@ -83,6 +83,20 @@ def test_into_takes_the_columns_of_the_classes_whose_names_agree():
     np.testing.assert_array_equal(params['head']['bias'], [12, 10, -1])
     np.testing.assert_array_equal(params['head']['kernel'][1], [5, 3, -1])
     assert origin['head/bias'].endswith('2 of 3 classes by name')
+
+
+def test_columns_are_those_of_whole_names_first_and_of_no_name_that_could_mean_two():
+    classes = ('crane', 'cardigan, corgi', 'cardigan', 'crane', 'Bull_dog, pug', 'boxer, pug')
+    assert columns(classes) == {
+        'cardigan, corgi': 1, 'corgi': 1, 'cardigan': 2, 'bull dog, pug': 4, 'bull dog': 4, 'boxer, pug': 5, 'boxer': 5
+    }  # fmt: skip
+
+
+def test_into_takes_no_columns_of_another_length():
+    params, state = filled(1.0)
+    params['head']['kernel'] = np.ones((7, 2))
+    with pytest.raises(UserError, match=r'head/kernel is \(7, 2\) there, \(4, 2\) here'):
+        put(filled(0.0), weights(params, state, head='names'))
 
 
 def test_into_refuses_names_that_say_nothing():

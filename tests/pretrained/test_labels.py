@@ -59,6 +59,14 @@ def test_read_labels_takes_lines(tmp_path):
     assert read_labels(str(tmp_path / 'x.txt')) == ('cat, house cat', 'Öre')
 
 
+def test_read_labels_of_a_home(tmp_path, monkeypatch):
+    (tmp_path / 'x.txt').write_text('cat')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert read_labels('~/x.txt') == ('cat',)
+    with pytest.raises(UserError, match='~nobody-of-this-name/x'):
+        read_labels('~nobody-of-this-name/x')
+
+
 @pytest.mark.parametrize(
     'name, content, message',
     [
@@ -69,7 +77,9 @@ def test_read_labels_takes_lines(tmp_path):
         ('x.json', b'["a"', 'is not JSON'),
         ('x.json', b'{"a": 0, "b": 0}', 'found one twice'),
         ('x.json', b'{}', 'expected a list'),
-        ('x.json', b'3', 'expected a JSON object or list, found int'),
+        ('x.json', b'{"cat": 0, "cat": 1}', "'cat' is there twice"),
+        ('x.json', rb'{"\u001b[2J": "a"}', r'found \\x1b\[2J\.'),
+        ('x.json', b'3', 'holds a int, expected an object or a list'),
         ('y.json', b'', "x.json does not exist: did you mean 'y.json'"),
     ],
 )

@@ -96,20 +96,21 @@ def test_model_refuses_an_empty_network():
 @pytest.mark.parametrize(
     'config, message',
     [
-        ({'hidden_act': 'swish'}, "hidden_act is 'swish'"),
-        ({'output_stride': 16}, 'output_stride is 16'),
+        ({'hidden_act': 'swish'}, "hidden_act='swish' is not supported: .*relu6"),
+        ({'layer_norm_eps': -1.0}, r'layer_norm_eps=-1\.0 should be a number from 1e-20 to 1'),
+        ({'output_stride': 16}, 'output_stride=16 is not supported, only 32'),
     ],
 )
 def test_settings_refuse_what_cannot_be_built(config, message):
     with pytest.raises(UserError, match=message):
-        mobilenetv2.huggingface({}, config)
+        mobilenetv2.settings_huggingface({}, config)
 
 
 def test_settings_refuse_a_first_block_that_adds_nothing():
     """Hugging Face never adds the stem to it; others do where the shapes agree."""
     kernel = np.zeros((8, 8, 1, 1))
     with pytest.raises(UserError, match=r'\(8, 8, 1, 1\)'):
-        mobilenetv2.huggingface({'mobilenet_v2.conv_stem.reduce_1x1.convolution.weight': kernel}, {})
+        mobilenetv2.settings_huggingface({'mobilenet_v2.conv_stem.reduce_1x1.convolution.weight': kernel}, {})
 
 
 UNUSUAL = {

@@ -106,7 +106,7 @@ def test_vit_google_variants_that_are_not_built_are_named(added):
     tensors = {'embedding/kernel': np.zeros((8, 8, 3, 64)), 'pos_embedding': np.zeros((1, 16, 64))}
     tensors = {'embedding/kernel': tensors['embedding/kernel']} if added == 'gone' else {**tensors, added: np.zeros(64)}
     with pytest.raises(UserError, match='not supported'):
-        vit_google.google(tensors, {})
+        vit_google.settings_google(tensors, {})
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,9 @@ def test_vit_google_variants_that_are_not_built_are_named(added):
     [
         ('huggingface', {'hidden_act': 'quick_gelu'}, "hidden_act='quick_gelu'"),
         ('huggingface', {'num_attention_heads': 'two'}, "num_attention_heads='two'"),
-        ('huggingface', {'layer_norm_eps': 'small'}, "eps: 'small' should be float"),
+        ('huggingface', {'layer_norm_eps': 'small'}, "layer_norm_eps='small' should be a number"),
+        ('huggingface', {'layer_norm_eps': -1.0}, r'layer_norm_eps=-1\.0 should be a number from 1e-20 to 1'),
+        ('huggingface', {'layer_norm_eps': '1e-12'}, "layer_norm_eps='1e-12'"),
         ('timm', {'global_pool': 'map'}, "global_pool='map'"),
         ('timm', {'model_args': {'no_embed_class': True}}, 'no_embed_class'),
         ('timm', {'model_args': {'act_layer': ['gelu']}}, 'act_layer='),
@@ -205,6 +207,12 @@ def test_vit_pictures_of_large_ones_are_whole():
 def test_vit_pictures_of_deit_by_its_name():
     assert vit.preprocess_timm({}, {'architecture': 'deit_small_patch16_224'})['mean'][0] == 0.485
     assert vit.preprocess_timm({}, {'architecture': 'vit_small_patch16_224'})['mean'][0] == 0.5
+
+
+def test_vit_positions_are_resized_as_the_library_does():
+    """torchvision's `interpolate_embeddings` and Hugging Face's `interpolate_pos_encoding` do not antialias."""
+    antialiased = {name for name, dialect in DIALECTS.items() if dialect.antialias}
+    assert antialiased == {'timm', 'google', 'big_vision'}
 
 
 def test_vit_pictures_of_google():

@@ -1,6 +1,7 @@
 """URIs of weights: what is read, what describes it, and what is said of a URI that is nothing."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def same(found, expected=TENSORS):
 def test_read_takes_a_directory_of_hugging_face(folder, uri):
     found = source.read(uri.format(folder))
     same(found.tensors)
-    assert found.uri == uri.format(folder) and found.config == VIT and found.classes == ('cat', 'dog')
+    assert found.config == VIT and found.classes == ('cat', 'dog')
     assert found.preprocess['mean'] == (0.1, 0.2, 0.3) and found.preprocess['resize'] == 'squash'
     assert found.tokenizer == {'vocab.txt': b'[PAD]'}
     names = ('config.json', 'preprocessor_config.json', 'vocab.txt', 'model.safetensors')
@@ -85,7 +86,7 @@ def test_read_takes_a_file_alone(tmp_path):
     for uri in (f'npz:{tmp_path}/weights.npz', f'{tmp_path}/weights.npz'):
         found = source.read(uri)
         same(found.tensors)
-        assert found[3:] == ({}, {}, (), {}) and found.files == (f'{tmp_path}/weights.npz',)
+        assert found[2:] == ({}, {}, (), {}) and found.files == (f'{tmp_path}/weights.npz',)
     assert source.read(str(tmp_path)).config == VIT  # but a directory is one thing
 
 
@@ -132,6 +133,92 @@ def test_resolve(tmp_path, monkeypatch, uri, expected):
     assert source.resolve(uri.format(tmp_path)) == tuple(part.format(tmp_path) for part in expected)
 
 
+@pytest.mark.parametrize('uri', ['{}', 'safetensors:{}', 'safetensors:{}/model.safetensors.index.json'])
+def test_find_reads_no_tensors(folder, monkeypatch, uri):
+    (folder / 'model.safetensors').unlink()
+    sharded(folder)
+    monkeypatch.setattr(source, 'READERS', dict.fromkeys(source.READERS))
+    found = source.find(uri.format(folder))
+    assert (found.scheme, found.key, found.weights) == ('safetensors', '', folder / 'model.safetensors.index.json')
+    assert list(found.files) == [
+        *('config.json', 'preprocessor_config.json', 'vocab.txt'),
+        *('model.safetensors.index.json', 'model-0.safetensors', 'model-1.safetensors'),
+    ]
+    assert found.record == tuple(str(folder / name) for name in found.files)
+
+
+def test_find_of_the_hub(folder, monkeypatch):
+    snapshot = hub.Snapshot('org/net', 'a' * 40, {'sub/x.pth': folder / 'x.pth'}, 'sub/x.pth')
+    monkeypatch.setattr(hub, 'fetch', lambda name: snapshot)
+    record = (f'hf:org/net@{"a" * 40}:sub/x.pth',)
+    assert source.find('hf:org/net') == ('torch', '', folder / 'x.pth', snapshot.files, record)
+
+
+STAMPED = ('config.json', 'preprocessor_config.json', 'vocab.txt', 'model.safetensors.index.json')
+STAMPED += ('model-0.safetensors', 'model-1.safetensors')
+
+
+@pytest.mark.parametrize('uri', ['{}', '~', 'safetensors:~', '~/model.safetensors.index.json'])
+def test_stamp_is_of_the_very_files_that_are_read(folder, monkeypatch, uri):
+    (folder / 'model.safetensors').unlink()
+    sharded(folder)
+    monkeypatch.setenv('HOME', str(folder))
+    uri = uri.format(folder)
+    before = source.stamp(uri, '~/README.md')
+    assert [path for path, _, _ in before] == [str(folder / name) for name in (*STAMPED, 'README.md')]
+    assert source.stamp(uri) == before[:-1]
+    (folder / 'other').write_text('of no concern')
+    assert source.stamp(uri, '~/README.md') == before
+    for name in (*STAMPED, 'README.md'):
+        stat = (folder / name).stat()
+        os.utime(folder / name, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+        assert source.stamp(uri, '~/README.md') != before, name
+        os.utime(folder / name, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert source.stamp(uri, '~/README.md') == before, name
+    (folder / 'tokenizer_config.json').write_text('{}')  # a description that was not there
+    assert source.stamp(uri, '~/README.md') != before
+
+
+@pytest.mark.parametrize('uri', ['torch:~/x.pth', 'torch:~/x.pth#ema', '~/x.pth', 'x.pth', 'torch:./x.pth#ema'])
+def test_stamp_of_a_file_is_of_that_file(tmp_path, monkeypatch, uri):
+    (tmp_path / 'x.pth').write_bytes(b'123')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    ((path, time, size),) = source.stamp(uri)
+    assert Path(path).absolute() == tmp_path / 'x.pth' and size == 3 and time == (tmp_path / 'x.pth').stat().st_mtime_ns
+
+
+@pytest.mark.parametrize(
+    'uri', ['hf:org/net', 'hf:org/net@v1:x.pth', 'resnet50.a1_in1k', 'google/vit-base-patch16-224']
+)
+def test_stamp_does_not_ask_the_hub(folder, monkeypatch, uri):
+    monkeypatch.setattr(hub, 'fetch', None)
+    monkeypatch.chdir(folder)
+    assert source.stamp(uri) == ()
+    assert [path for path, _, _ in source.stamp(uri, 'README.md')] == ['README.md']
+
+
+def test_stamp_leaves_it_to_read_to_say_what_is_missing(tmp_path):
+    sharded(tmp_path)
+    (tmp_path / 'model-1.safetensors').unlink()
+    before = source.stamp(str(tmp_path), str(tmp_path / 'labels.txt'))
+    assert [Path(path).name for path, _, _ in before] == ['model.safetensors.index.json', 'model-0.safetensors']
+    with pytest.raises(UserError, match='beside it are missing 1 of 2 files: model-1.safetensors'):
+        source.read(str(tmp_path))
+    for uri in ('torch:', 'npz:', '', f'{tmp_path}/x.pth'):
+        with pytest.raises(UserError, match='names no file|does not exist'):
+            source.stamp(uri)
+
+
+def test_read_names_odd_files_without_their_control_characters(tmp_path):
+    for name in ('a\x1b[2J.npz', 'b\n.npz'):
+        (tmp_path / name).touch()
+    for uri in (str(tmp_path), f'npz:{tmp_path}/c.npz'):
+        with pytest.raises(UserError) as e:
+            source.read(uri)
+        assert r'a\x1b[2J.npz' in str(e.value) and str(e.value).isprintable()
+
+
 def test_read_hands_on_the_key(tmp_path, monkeypatch):
     (tmp_path / 'x.pth').touch()
     monkeypatch.setitem(source.READERS, 'torch', lambda path, key=None: {'asked': (path, key)})
@@ -158,6 +245,7 @@ def test_read_hands_on_the_key(tmp_path, monkeypatch):
         ('timm/resnet50', 'For the Hugging Face hub write hf:timm/resnet50'),
         ('', "'' does not exist; expected the folder of a former run"),
         ('hf:', 'expected hf:OWNER/NAME'),
+        ('torch:', 'names no file; expected torch:PATH'),
         ('~nobody-of-this-name/x', 'nobody-of-this-name'),
     ],
 )
@@ -171,7 +259,7 @@ def test_resolve_says_what_it_should_be(tmp_path, uri, message):
         source.read(uri.format(tmp_path))
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '\xff', '[' * 100_000, '{"id2label": {"0": 1.5}}'])
+@pytest.mark.parametrize('text', ['{', '[]', '\xff', '[' * 100_000, '{"id2label": {"0": 1.5}}', '{"a": 1, "a": 2}'])
 def test_read_refuses_a_broken_description(folder, text):
     (folder / 'config.json').write_text(text, encoding='latin-1')
     with pytest.raises(UserError, match=r'config\.json'):

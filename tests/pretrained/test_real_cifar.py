@@ -1,14 +1,12 @@
 """CIFAR ResNets as their author trained them, on pictures that lie beside the checkout; skipped where they do not."""
 
-from pathlib import Path
-
 import pytest
+from real import SHARED
 
 from jtl.cli import main
 from jtl.predict import evaluate
 from jtl.run import read
 
-SHARED = Path(__file__).resolve().parents[2].parent / 'shared'
 WEIGHTS, DATA = SHARED / 'weights' / 'cifar10_resnets', SHARED / 'data' / 'cifar10' / 'cifar10_10k_10k.zip'
 CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 

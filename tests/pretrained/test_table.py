@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jtl.errors import UserError
-from jtl.pretrained.recognise import families, recognise, unwrap
+from jtl.pretrained.recognise import families, recognise, unwrapped
 from jtl.pretrained.table import CONV, DENSE, SAME, Dialect, Row, Way, export, left_out, template, translate
 
 RNG = np.random.default_rng(0)
@@ -122,10 +122,11 @@ def test_export_names_what_it_has_no_name_for():
         export({'head/kernel': np.zeros((2, 2)), 'head/new': np.zeros(1)}, DIALECT)
 
 
-def test_unwrap_takes_away_what_all_names_share():
-    found, wrapper = unwrap({'module.model.a': 1, 'module.model.b': 2})
-    assert found == {'a': 1, 'b': 2} and wrapper == 'module.model.'
-    assert unwrap({'module.a': 1, 'b': 2})[1] == ''
+def test_unwrapped_takes_away_what_most_names_share():
+    assert unwrapped({'module.model.a': 1, 'module.model.b': 2})[-1] == ({'a': 1, 'b': 2}, 'module.model.')
+    assert unwrapped({'backbone.a': 1, 'backbone.b': 2, 'fc': 3})[-1] == ({'a': 1, 'b': 2, 'fc': 3}, 'backbone.')
+    assert len(unwrapped({'module.a': 1, 'b': 2, 'c': 3})) == 1
+    assert len(unwrapped({'module.a': 1, 'a': 2})) == 1  # two of one name
 
 
 def test_recognise_refuses_what_it_does_not_know():

@@ -29,7 +29,7 @@ def weights(tmp_path_factory):
     built = models.build(num_classes=2, **model)
     params = built.init(jax.random.key(0), {'tokens': np.zeros((1, 4), np.int32)}, train=False)['params']
     leaves = {path: np.asarray(leaf) for path, leaf in tree.flatten(params).items() if path.startswith('backbone/')}
-    safetensors.write(folder / 'model.safetensors', export(leaves, DIALECTS[0]), {'format': 'pt'})
+    safetensors.write(folder / 'model.safetensors', export(leaves, DIALECTS[0]))
     (folder / 'config.json').write_text(json.dumps(BERT))
     (folder / 'vocab.txt').write_text('\n'.join(WORDS))
     return folder
@@ -74,7 +74,7 @@ def test_train_keeps_the_tokenizer_with_the_run(fitted, weights):
 
 def test_predict_and_eval_need_the_folder_of_the_run_alone(fitted, table, tmp_path, capsys):
     texts = tmp_path / 'texts.txt'
-    texts.write_text('a very good film\n\nbad film\n')
+    texts.write_text('\ufeffa very good film\n\nbad\u2028film\n')  # a byte-order mark; one line, not two
     assert main(['predict', str(fitted[0]), str(texts), '--json']) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row['file'] for row in rows] == [f'{texts}:1', f'{texts}:3']
@@ -107,6 +107,7 @@ def test_load_tokenises_pairs(weights, tmp_path):
     [
         ({'init': None, 'model': {'name': 'bert'}}, r'holds texts: they need a model of text with its tokenizer'),
         ({'method': {'name': 'supervised', 'mixup': 0.2}}, r'config\.method\.mixup: .* words cannot be mixed'),
+        ({'model': {'name': 'resnet20'}}, r'the data holds texts, and resnet20 does not read them'),
         ({'data': {'name': 'digits'}}, r"Bert reads 'tokens', and the batch has only: .*image"),
         ({'preprocess': {'length': 2}}, r'config\.preprocess\.length: 2 should be at least 3'),
         ({'preprocess': {'length': 13}}, r'13'),

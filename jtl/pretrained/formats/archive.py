@@ -3,8 +3,6 @@
 Nothing is ever extracted to disk, and no size that a file declares is believed before it is compared with the file.
 """
 
-import collections
-import json
 import mmap
 import struct
 import zipfile
@@ -14,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jtl.errors import UserError
+from jtl.errors import UserError, printable
 
 _WHY_ZIP = (
     'so it is damaged or made to do harm. Get it again from where it was published and compare its sha256 with theirs.'
@@ -93,7 +91,7 @@ def members(path: Path) -> dict[str, Member]:
         with zipfile.ZipFile(path) as archive:
             entries, directory = archive.infolist(), archive.start_dir
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as e:
-        raise UserError(f'{path}: not a readable zip archive ({e}): {looks_like(data)}.') from None
+        raise UserError(f'{path}: not a readable zip archive ({printable(str(e))}): {looks_like(data)}.') from None
     if not justified(sum(entry.file_size for entry in entries), data.size):
         raise UserError(
             f'{path}: {data.size:,} bytes that claim to unpack to {sum(e.file_size for e in entries):,}, {_WHY_ZIP}'
@@ -140,12 +138,13 @@ def _checked(path: Path, data: np.ndarray, entry: zipfile.ZipInfo) -> int:
     return start
 
 
-def fresh(x: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
-    """A C-contiguous copy of `x`, in its dtype or another; the pages of its file are let go of.
+def fresh(x: np.ndarray) -> np.ndarray:
+    """A C-contiguous float32 copy of `x`; the pages of its file are let go of.
 
     So converting a mapped file one array after the other takes the memory of the copies, not of the file as well.
     """
-    copy = np.array(x, dtype, order='C')
+    with np.errstate(over='ignore'):  # infinite then, which the caller sees
+        copy = np.array(x, np.float32, order='C')
     base = x
     while isinstance(base, np.ndarray) and base.base is not None:
         base = base.base
@@ -159,29 +158,6 @@ def fresh(x: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
         if end - begin >= mmap.PAGESIZE:
             base.madvise(mmap.MADV_DONTNEED, begin, (end - begin) // mmap.PAGESIZE * mmap.PAGESIZE)
     return copy
-
-
-def json_object(text: bytes, where: str) -> dict:
-    """A JSON object whose keys come once.
-
-    Raises:
-        UserError: it is none. `where` is how the message names it.
-    """
-    try:
-        found = json.loads(text.decode(), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f'{where} is no JSON ({str(e)[:200]}): the file is damaged.') from None
-    if not isinstance(found, dict):
-        raise UserError(f'{where} is a JSON {type(found).__name__}, expected an object.')
-    return found
-
-
-def _once(pairs: list[tuple]) -> dict:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f'{twice[:60]!r} is there twice')
-    return found
 
 
 _MAGIC = (

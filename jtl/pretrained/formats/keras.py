@@ -12,7 +12,6 @@ of other layers keep their number (`memory/lstm_cell/0`). Keras 3 calls the kern
 Keras 2 `depthwise_kernel`, and so do we. The state of an optimiser, of metrics and of random numbers is left out.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jtl.errors import UserError
+from jtl.errors import UserError, some
+from jtl.files import parse_json
 from jtl.pretrained.formats import archive, hdf5, hdf5_array
 
 _AFFINE = ('kernel', 'bias')
@@ -67,9 +67,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
         if 'model.weights.h5' not in members or 'config.json' not in members:
             raise UserError(
                 f'{path} is a zip archive, but no .keras model: expected config.json and model.weights.h5, it holds '
-                f'{_some(members)}. An archive of arrays is npz:PATH.'
+                f'{some(sorted(members), 5) or "nothing"}. An archive of arrays is npz:PATH.'
             )
-        config = _json(str(path), members['config.json'].read().tobytes())
+        config = parse_json(members['config.json'].read().tobytes(), f'{path}: its config.json')
         found = _read_h5(members['model.weights.h5'].read(), f'{path} (model.weights.h5)', config)
     else:
         raise UserError(f'{path} is no Keras file (.h5, .weights.h5, .keras): {archive.looks_like(data)}.')
@@ -113,10 +113,10 @@ def _listed(contents: hdf5.Contents, name: str) -> Iterable[tuple[str, hdf5.Arra
     if layers is None:
         raise UserError(
             f'{name} is HDF5, but not of Keras: it has neither `layer_names` nor `layers/…/vars`. It holds '
-            f'{_some(contents.arrays) or "no arrays"}. Save the model with model.save("model.keras").'
+            f'{some(sorted(contents.arrays), 5) or "no arrays"}. Save the model with model.save("model.keras").'
         )
     model = contents.groups[''].get('model_config')
-    known = _layers(_json(name, model), '') if isinstance(model, str) else {}
+    known = _layers(parse_json(model.encode(), f'{name}: its model_config'), '') if isinstance(model, str) else {}
     kinds = {layer.name: layer.kind for layer in known.values()}
     for layer in [*layers, 'top_level_model_weights']:
         group = f'{root}/{layer}' if root else layer
@@ -239,7 +239,8 @@ def _layers(config: dict, prefix: str, above: str = '') -> dict[str, Layer]:
         here = above + (f'{prefix}{group}' if prefix else called)
         label = called if prefix else here
         found[here] = Layer(label, kind, options)
-        found.update(_layers(entry, prefix, f'{here}/'))
+        if here.count('/') < 64:  # groups of HDF5 files are not as deep: no recursion without end
+            found.update(_layers(entry, prefix, f'{here}/'))
     return found
 
 
@@ -257,20 +258,5 @@ def _parts(path: str) -> list[str]:
     return path.replace('\\', '/').split('/')  # Keras 2.12 on Windows
 
 
-def _json(name: str, text: str | bytes) -> dict:
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f'{name} has a config that is no JSON ({e}): it is damaged.') from None
-    if not isinstance(config, dict):
-        raise UserError(f'{name} has a config that is a {type(config).__name__}, expected a dictionary.')
-    return config
-
-
 def _short(name: str) -> str:
     return repr(name[:100])
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(name[:100] for name in names)
-    return ', '.join(names[:5]) + (f', … ({len(names)} in all)' if len(names) > 5 else '')

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from jtl.errors import UserError, nearest
+from jtl.files import parse_json
 from jtl.pretrained.formats import archive, shards
 
 DTYPES = {
@@ -67,7 +68,7 @@ def _header(path: Path, data: np.ndarray) -> tuple[dict, np.ndarray]:
         raise UserError(f'{path}: no safetensors file; {archive.looks_like(data)}.')
     if size > data.size - 8:
         raise UserError(f'{path}: cut short within its header, which has {size:,} bytes. Download it again.')
-    header = archive.json_object(data[8 : 8 + size].tobytes(), f'{path}: its header')
+    header = parse_json(data[8 : 8 + size].tobytes(), f'{path}: its header')
     notes = header.pop('__metadata__', {})
     if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
         raise UserError(f'{path}: __metadata__ is no mapping of text to text; {_DAMAGED}')
@@ -99,11 +100,8 @@ def _sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**48 for n in values)
 
 
-def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes tensors to a file that other libraries read; the file is there at once and whole, or not at all.
-
-    Args:
-        metadata: text to note in the header; {'format': 'pt'} if not given, which transformers asks for.
 
     Raises:
         UserError: a dtype that the format does not have, or a folder that does not exist.
@@ -120,7 +118,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
     whole = {name: np.asarray(x, order='C') for name, x in tensors.items()}
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        safetensors.numpy.save_file(whole, temporary, {'format': 'pt'} if metadata is None else dict(metadata))
+        safetensors.numpy.save_file(whole, temporary, {'format': 'pt'})  # without this note transformers refuses it
         with open(temporary, 'rb') as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)

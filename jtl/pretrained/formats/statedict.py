@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jtl.errors import UserError, nearest
+from jtl.errors import UserError, nearest, printable
 
 WRAPPERS = (  # where well-known training scripts put a network's weights
     *('state_dict', 'model', 'model_state', 'model_state_dict', 'model_weights', 'module', 'net', 'network'),
@@ -56,18 +56,13 @@ def _weights(path: Path, top: dict, holding: set[int], tensor: type) -> dict:
             return top
         choices = known or list(inner)
         if len(choices) > 1 and (known or not trail):
-            listed = ', '.join(f'torch:{path}#{trail}{_shown(key)}' for key in choices[:8])
+            listed = ', '.join(f'torch:{path}#{trail}{printable(str(key), 60)}' for key in choices[:8])
             raise UserError(f'{path}: holds tensors at {len(choices)} keys: pick one with {listed}.')
         if not known and trail:
             return top
-        trail += f'{_shown(choices[0])}.'
+        trail += f'{printable(str(choices[0]), 60)}.'
         top = inner[choices[0]]
     return top
-
-
-def _shown(key: Any) -> str:
-    text = str(key)[:60]
-    return text if text.isprintable() else ascii(text)
 
 
 def _is_weight(tensor: Any) -> bool:
@@ -80,7 +75,7 @@ def _at(path: Path, top: dict, key: str, holding: set[int]) -> dict:
     while rest:
         names = [k for k in found if type(k) is str and (rest == k or rest.startswith(k + '.'))]
         if not names:
-            known = [_shown(k) for k, value in found.items() if type(k) is str and id(value) in holding][:100]
+            known = [printable(k, 60) for k, value in found.items() if type(k) is str and id(value) in holding][:100]
             raise UserError(f'{path}: no mapping with tensors at {key!r}: {nearest(rest, known)}')
         name = max(names, key=len)
         found, rest = found[name], rest[len(name) + 1 :]

@@ -14,49 +14,49 @@ from typing import Any
 
 import numpy as np
 
-from jtl.errors import UserError
+from jtl.errors import UserError, printable, some
 from jtl.pretrained.formats import archive, shards, statedict
 from jtl.pretrained.formats.torch_tensors import CALLS, Storage, Tensor, storage_of, why
 from jtl.pretrained.formats.unpickle import Rules, load
 
-Stored = Callable[[str, bool], np.ndarray]  # the bytes of a storage by its key, their checksum compared or not
+Stored = Callable[[str], np.ndarray]  # the bytes of a storage by its key
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # how the old format begins
 _ARRAY = 400  # bytes that an array takes beside its numbers
 _AGAIN = 'Get the file again from where it was published.'
 
 
-def read(path: Path, key: str | None = None, check: bool = False) -> dict[str, np.ndarray]:
+def read(path: Path, key: str | None = None) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint by their names, in their dtype, read-only views of the mapped file.
 
     The file must not be overwritten while they are in use; one that takes its place by being renamed does no harm.
+    Like PyTorch, this does not compare the checksums that the zip format has of the numbers, which takes as long as all
+    the rest; those of the pickle and of packed storages are compared.
 
     Args:
         path: the file, or the `….bin.index.json` of one in several files.
         key: where in the file the weights are, `state_dict` or `a.b`, if there are several networks; see
             `statedict.pick` for how they are found otherwise.
-        check: compare the checksums of the numbers too, which the zip format has. It takes as long as all the rest, so
-            PyTorch does not; those of the pickle and of packed storages are always compared.
 
     Raises:
         UserError: not such a file, damaged, or one that asks for anything but tensors.
     """
     path = Path(path)
     if path.name.endswith('.index.json'):
-        return shards.read(path, lambda shard: read(shard, key, check))
+        return shards.read(path, lambda shard: read(shard, key))
     data = archive.mapped(path)
     try:
         top, stored, swapped = (_zip if data[:4].tobytes() == b'PK\3\4' else _legacy)(path, data)
     except UserError as e:
         raise (e if str(e).startswith(f'{path}: ') else UserError(f'{path}: {e}.')) from None
     except ValueError as e:
-        why_not = f'no checkpoint of PyTorch, or a damaged one ({str(e)[:200]})'
+        why_not = f'no checkpoint of PyTorch, or a damaged one ({printable(str(e))})'
         raise UserError(f'{path}: {why_not}; {archive.looks_like(data)}.') from None
     tensors = statedict.pick(path, top, key, Tensor)
     total = sum(math.prod(tensor.shape) * tensor.dtype.itemsize + _ARRAY for tensor in tensors.values())
     if not archive.justified(total, data.size):
         raise UserError(f'{path}: {data.size:,} bytes that claim to hold {total:,} bytes of tensors: made to do harm.')
     keys = dict.fromkeys(tensor.storage.key for tensor in tensors.values())
-    storages = {key: stored(key, check) for key in keys}
+    storages = {key: stored(key) for key in keys}
     return {name: _array(f'{path}: {name!r}', tensor, storages, swapped) for name, tensor in tensors.items()}
 
 
@@ -86,7 +86,7 @@ def _zip(path: Path, data: np.ndarray) -> tuple[Any, Stored, bool]:
 
     pickled = members[f'{root}data.pkl'].read()
     top = load(io.BytesIO(pickled.tobytes()), pickled.size, Rules(CALLS, persistent, why))
-    return top, lambda key, check: members[f'{root}data/{key}'].read(check), order.decode() != sys.byteorder
+    return top, lambda key: members[f'{root}data/{key}'].read(check=False), order.decode() != sys.byteorder
 
 
 def _other_zip(names: list[str]) -> str:
@@ -94,7 +94,7 @@ def _other_zip(names: list[str]) -> str:
         return 'a NumPy archive: npz:PATH'
     if 'model.weights.h5' in names:
         return 'a Keras file: keras:PATH'
-    return f'a zip archive without the data.pkl of torch.save; it holds {", ".join(ascii(n[:40]) for n in names[:5])}'
+    return f'a zip archive without the data.pkl of torch.save; it holds {some(names, 5) or "nothing"}'
 
 
 def _legacy(path: Path, data: np.ndarray) -> tuple[Any, Stored, bool]:
@@ -132,7 +132,7 @@ def _legacy(path: Path, data: np.ndarray) -> tuple[Any, Stored, bool]:
         if int.from_bytes(data[begin - 8 : begin].tobytes(), 'little', signed=True) != storages[key].count:
             raise ValueError(f'storage {len(stored) + 1} does not have the length that the tensors expect')
         stored[key] = data[begin:place]
-    return top, lambda key, check: stored[key], sys.byteorder == 'big'
+    return top, stored.__getitem__, sys.byteorder == 'big'
 
 
 def _array(where: str, tensor: Tensor, storages: dict[str, np.ndarray], swapped: bool) -> np.ndarray:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from jtl.errors import UserError
+from jtl.errors import UserError, printable
 
 INERT = object()  # stands for what holds no tensors: a set, a namespace, a NumPy number
 STEPS = 2**23  # of any pickle; one of 10,000 tensors has half a million
@@ -174,10 +174,7 @@ def _look_up(m: _Machine, module: Any, name: Any) -> None:
         raise ValueError('a name that is no text')
     found = Global(module, name)
     if found not in m.rules.calls:
-        asked = f'{module}.{name}'[:200]
-        raise UserError(
-            f'the pickle asks for {asked if asked.isprintable() else ascii(asked)}: {m.rules.refuse(found)}'
-        )
+        raise UserError(f'the pickle asks for {printable(f"{module}.{name}")}: {m.rules.refuse(found)}')
     m.stack.append(found)
 
 

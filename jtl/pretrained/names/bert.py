@@ -1,28 +1,18 @@
 """BERT under Hugging Face's names, those of sentence-transformers included."""
 
 import re
-from collections.abc import Mapping
 
-from jtl.errors import UserError, nearest
+from jtl.errors import UserError, some
 from jtl.models import bert
-from jtl.pretrained.table import DENSE, Arrays, Dialect, Row, left_out, some
+from jtl.pretrained.settings import Shapes, check_shapes, chosen, count, eps, number, only
+from jtl.pretrained.table import Arrays, Dialect, Row, dense, left_out, norm
 
 FAMILY = 'bert'
 
 
-def dense(theirs: str, ours: str) -> tuple[Row, ...]:
-    """The rows of a linear layer."""
-    return Row(f'{theirs}.weight', f'{ours}/kernel', DENSE), Row(f'{theirs}.bias', f'{ours}/bias')
-
-
-def norm(theirs: str, ours: str) -> tuple[Row, ...]:
+def layer_norm(theirs: str, ours: str) -> tuple[Row, ...]:
     """The rows of a LayerNorm; files from before 2019 say gamma and beta."""
-    return (
-        Row(f'{theirs}.weight', f'{ours}/scale'),
-        Row(f'{theirs}.bias', f'{ours}/bias'),
-        Row(f'{theirs}.gamma', f'{ours}/scale'),
-        Row(f'{theirs}.beta', f'{ours}/bias'),
-    )
+    return *norm(theirs, ours), *norm(theirs, ours, '.gamma', '.beta')
 
 
 THEIRS = '[bert.]encoder.layer.{i}'
@@ -38,13 +28,13 @@ HUGGINGFACE = (
     Row('[bert.]embeddings.word_embeddings.weight', 'backbone/word/embedding'),
     Row('[bert.]embeddings.position_embeddings.weight', 'backbone/position/embedding'),
     Row('[bert.]embeddings.token_type_embeddings.weight', 'backbone/token_type/embedding'),
-    *norm('[bert.]embeddings.LayerNorm', 'backbone/norm'),
+    *layer_norm('[bert.]embeddings.LayerNorm', 'backbone/norm'),
     *dense(f'{THEIRS}.attention.self.{{part:query|key|value}}', f'{OURS}/attn/{{part}}'),
     *dense(f'{THEIRS}.attention.output.dense', f'{OURS}/attn/out'),
-    *norm(f'{THEIRS}.attention.output.LayerNorm', f'{OURS}/norm1'),
+    *layer_norm(f'{THEIRS}.attention.output.LayerNorm', f'{OURS}/norm1'),
     *dense(f'{THEIRS}.intermediate.dense', f'{OURS}/mlp/fc1'),
     *dense(f'{THEIRS}.output.dense', f'{OURS}/mlp/fc2'),
-    *norm(f'{THEIRS}.output.LayerNorm', f'{OURS}/norm2'),
+    *layer_norm(f'{THEIRS}.output.LayerNorm', f'{OURS}/norm2'),
     *dense('[bert.]pooler.dense', 'backbone/pooler'),
     *dense('classifier', 'head'),
     left_out('[bert.]embeddings.{part:position_ids|token_type_ids}', 'a constant'),
@@ -60,7 +50,6 @@ ACTIVATIONS = {
     'gelu_pytorch_tanh': 'gelu_tanh',
     'relu': 'relu',
 }
-ONLY = {'model_type': 'bert', 'position_embedding_type': 'absolute', 'is_decoder': False}
 POOLS = {'cls': 'token', 'mean': 'mean'}
 
 
@@ -69,35 +58,22 @@ def settings(tensors: Arrays, config: dict) -> dict:
 
     Dropout is a choice of whoever trains, and not taken from there.
     """
-    for key, ours in ONLY.items():
-        if config.get(key, ours) != ours:
-            raise UserError(f'config.json: {key}={config[key]!r} is not supported, only {ours!r}.')
+    only(config, model_type='bert', position_embedding_type='absolute', is_decoder=False)
     rows = {name.removeprefix('bert.'): x.shape[:1] for name, x in tensors.items()}
     tables = [rows.get(f'embeddings.{name}_embeddings.weight') for name in ('position', 'token_type')]
     if tables == [(514,), (1,)]:
         raise UserError('514 positions and one type of token are those of RoBERTa, which is not supported, only BERT.')
-    found = {}
-    if 'num_attention_heads' in config:
-        found['heads'] = _number(config, 'num_attention_heads', int, 1)
-    if 'layer_norm_eps' in config:
-        found['eps'] = float(_number(config, 'layer_norm_eps', (int, float), 0))
-    if config.get('pad_token_id') is not None:
-        found['pad'] = _number(config, 'pad_token_id', int, 0)
-    if 'hidden_act' in config:
-        name = str(config['hidden_act'])
-        if name not in ACTIVATIONS:
-            raise UserError(f'config.json: unknown hidden_act {name!r}: {nearest(name, ACTIVATIONS)}')
-        found['activation'] = ACTIVATIONS[name]
+    found = {
+        'heads': number(config, 'num_attention_heads', None, 1),
+        'eps': eps(config, 'layer_norm_eps', None),
+        'pad': number(config, 'pad_token_id', None, 0),
+    }
+    found = {key: value for key, value in found.items() if value is not None}
+    if config.get('hidden_act') is not None:
+        found['activation'] = chosen(config, 'hidden_act', ACTIVATIONS, 'gelu')
     if 'pooling' in config:
         found['pool'] = _pool(config['pooling'])
     return found
-
-
-def _number(config: dict, key: str, kind: type | tuple, least: float) -> int | float:
-    value = config[key]
-    if not isinstance(value, kind) or isinstance(value, bool) or not value >= least:
-        raise UserError(f'config.json: {key}={value!r} should be a number of at least {least}.')
-    return value
 
 
 def _pool(pooling: dict) -> str:
@@ -107,9 +83,9 @@ def _pool(pooling: dict) -> str:
         modes = [re.sub('pooling_mode_|_tokens?', '', key) for key, on in pooling.items() if on is True]
         modes = [mode for mode in modes if mode != 'include_prompt']
     modes = [modes] if isinstance(modes, str) else modes
-    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in POOLS:
+    if not isinstance(modes, list) or len(modes) != 1 or str(modes[0]) not in POOLS:
         raise UserError(f'1_Pooling/config.json: {modes!r} is not supported, only one of: {", ".join(POOLS)}.')
-    return POOLS[modes[0]]
+    return POOLS[str(modes[0])]
 
 
 DIALECTS = (Dialect('huggingface', HUGGINGFACE, settings),)
@@ -117,7 +93,7 @@ DIALECTS = (Dialect('huggingface', HUGGINGFACE, settings),)
 HEADS = {known['width']: known['heads'] for known in bert.VARIANTS.values() if known} | {312: 12}  # 312: TinyBERT
 
 
-def model(shapes: Mapping[str, tuple[int, ...]], settings: dict) -> dict:
+def model(shapes: Shapes, settings: dict) -> dict:
     """`config.model` for the shapes of our leaves.
 
     No shape shows the number of heads: where the settings do not say it, it is that of the published models of the same
@@ -126,10 +102,12 @@ def model(shapes: Mapping[str, tuple[int, ...]], settings: dict) -> dict:
     Raises:
         UserError: no BERT that we build has them, or the number of heads is anyone's guess.
     """
+    check_shapes(shapes)
     size = lambda path, axis: (*shapes.get(f'backbone/{path}', ()), None, None)[axis]
-    blocks = {found[1] for path in shapes if (found := re.match(r'backbone/block(\d+)/', path))}
+    matches = (re.match(r'backbone/block(\d+)/', path) for path in shapes)
+    depth = count((int(match[1]) for match in matches if match), 'backbone/block')
     width = size('norm/scale', 0) or size('block0/norm1/scale', 0) or size('word/embedding', 1)
-    if not width or not blocks:
+    if not width or not depth:
         raise UserError(f'a BERT has embeddings and blocks, and these are only {some(list(shapes))}.')
     if 'heads' not in settings and width not in HEADS:
         known = ', '.join(f'{w} has {n}' for w, n in HEADS.items())
@@ -143,7 +121,7 @@ def model(shapes: Mapping[str, tuple[int, ...]], settings: dict) -> dict:
         'positions': size('position/embedding', 0),
         'types': size('token_type/embedding', 0),
         'width': width,
-        'depth': len(blocks),
+        'depth': depth,
         'heads': HEADS.get(width),
         'mlp': None if hidden == 4 * width else hidden,
         'pool': 'pooler' if 'backbone/pooler/kernel' in shapes else 'token',

@@ -8,8 +8,20 @@ import numpy as np
 
 from jtl.errors import UserError
 from jtl.models import mobilenet
-from jtl.pretrained.names.resnet import dense, norm
-from jtl.pretrained.table import CONV, DENSE, Arrays, Dialect, Row, Way
+from jtl.pretrained.settings import Shapes, check_shapes, chosen, count, eps
+from jtl.pretrained.table import (
+    CONV,
+    DENSE,
+    GLUON_ENDS,
+    HWIO_DENSE,
+    KERAS_ENDS,
+    Arrays,
+    Dialect,
+    Row,
+    Way,
+    batch_norm,
+    dense,
+)
 
 FAMILY = 'mobilenetv1'
 
@@ -21,67 +33,53 @@ def depthwise(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(0, 1, 3, 2)
 
 
-def pointwise(kernel: np.ndarray) -> np.ndarray:
-    """[1, 1, D, K] -> [D, K]: a 1×1 convolution after the pooling is a linear layer."""
-    if kernel.ndim != 4 or kernel.shape[:2] != (1, 1):
-        raise ValueError(f'of shape {kernel.shape}, expected (1, 1, D, K)')
-    return kernel[0, 0]
-
-
 DEPTHWISE = Way('last two axes swapped', depthwise, depthwise)
-POINTWISE = Way('a 1×1 convolution', pointwise, lambda kernel: kernel[None, None])
 
 
 def torch_layer(conv: str, bn: str, ours: str) -> tuple[Row, ...]:
     """The rows of a convolution and its BatchNorm in PyTorch."""
-    return Row(f'{conv}.weight', f'backbone/{ours}/conv/kernel', CONV), *norm(bn, f'{ours}/bn')
+    return Row(f'{conv}.weight', f'{ours}/conv/kernel', CONV), *batch_norm(bn, f'{ours}/bn')
 
 
 def keras_layer(conv: str, bn: str, ours: str) -> tuple[Row, ...]:
     """The same in Keras; a depthwise kernel was called `depthwise_kernel` before Keras 3."""
-    thin = ours.endswith('/depthwise')
-    kernel = 'backbone/' + ours + '/conv/kernel'
+    thin, kernel = ours.endswith('/depthwise'), f'{ours}/conv/kernel'
     return (
         Row(f'{conv}/[depthwise_]kernel', kernel, DEPTHWISE) if thin else Row(f'{conv}/kernel', kernel),
-        Row(f'{bn}/gamma', f'backbone/{ours}/bn/scale'),
-        Row(f'{bn}/beta', f'backbone/{ours}/bn/bias'),
-        Row(f'{bn}/moving_mean', f'model/batch_stats/backbone/{ours}/bn/mean'),
-        Row(f'{bn}/moving_variance', f'model/batch_stats/backbone/{ours}/bn/var'),
+        *batch_norm(bn, f'{ours}/bn', KERAS_ENDS),
     )
 
 
 def gluon_layer(scope: str, number: str, ours: str) -> tuple[Row, ...]:
     """The same in Gluon, which numbers the layers of a scope."""
-    bn = f'{scope}batchnorm{number}'
     return (
-        Row(f'{scope}conv{number}_weight', f'backbone/{ours}/conv/kernel', CONV),
-        Row(f'{bn}_gamma', f'backbone/{ours}/bn/scale'),
-        Row(f'{bn}_beta', f'backbone/{ours}/bn/bias'),
-        Row(f'{bn}_running_mean', f'model/batch_stats/backbone/{ours}/bn/mean'),
-        Row(f'{bn}_running_var', f'model/batch_stats/backbone/{ours}/bn/var'),
+        Row(f'{scope}conv{number}_weight', f'{ours}/conv/kernel', CONV),
+        *batch_norm(f'{scope}batchnorm{number}', f'{ours}/bn', GLUON_ENDS),
     )
 
 
 KERAS = (
-    *keras_layer('conv1', 'conv1_bn', 'stem'),
-    *keras_layer('conv_dw_{block+1}', 'conv_dw_{block+1}_bn', 'block{block}/depthwise'),
-    *keras_layer('conv_pw_{block+1}', 'conv_pw_{block+1}_bn', 'block{block}/pointwise'),
-    Row('conv_preds/kernel', 'head/kernel', POINTWISE),
+    *keras_layer('conv1', 'conv1_bn', 'backbone/stem'),
+    *keras_layer('conv_dw_{block+1}', 'conv_dw_{block+1}_bn', 'backbone/block{block}/depthwise'),
+    *keras_layer('conv_pw_{block+1}', 'conv_pw_{block+1}_bn', 'backbone/block{block}/pointwise'),
+    Row('conv_preds/kernel', 'head/kernel', HWIO_DENSE),
     Row('conv_preds/bias', 'head/bias'),
 )
 GLUON = (
-    *gluon_layer('mobilenet{net=0}_', '0', 'stem'),
-    *gluon_layer('mobilenet{net=0}_', '{2*block+1}', 'block{block}/depthwise'),
-    *gluon_layer('mobilenet{net=0}_', '{2*block+2}', 'block{block}/pointwise'),
+    *gluon_layer('mobilenet{net=0}_', '0', 'backbone/stem'),
+    *gluon_layer('mobilenet{net=0}_', '{2*block+1}', 'backbone/block{block}/depthwise'),
+    *gluon_layer('mobilenet{net=0}_', '{2*block+2}', 'backbone/block{block}/pointwise'),
     Row('mobilenet{net=0}_dense0_weight', 'head/kernel', DENSE),
     Row('mobilenet{net=0}_dense0_bias', 'head/bias'),
 )
 LAYER = '[mobilenet_v1.]layer'
 HUGGINGFACE = (
-    *torch_layer('[mobilenet_v1.]conv_stem.convolution', '[mobilenet_v1.]conv_stem.normalization', 'stem'),
-    *torch_layer(f'{LAYER}.{{2*block}}.convolution', f'{LAYER}.{{2*block}}.normalization', 'block{block}/depthwise'),
+    *torch_layer('[mobilenet_v1.]conv_stem.convolution', '[mobilenet_v1.]conv_stem.normalization', 'backbone/stem'),
     *torch_layer(
-        f'{LAYER}.{{2*block+1}}.convolution', f'{LAYER}.{{2*block+1}}.normalization', 'block{block}/pointwise'
+        f'{LAYER}.{{2*block}}.convolution', f'{LAYER}.{{2*block}}.normalization', 'backbone/block{block}/depthwise'
+    ),
+    *torch_layer(
+        f'{LAYER}.{{2*block+1}}.convolution', f'{LAYER}.{{2*block+1}}.normalization', 'backbone/block{block}/pointwise'
     ),
     *dense('classifier', 'head'),
 )
@@ -94,11 +92,11 @@ def timm_blocks(repeats: tuple[int, ...]) -> list[tuple[int, str]]:
 
 
 TIMM = (
-    *torch_layer('conv_stem', 'bn1', 'stem'),
+    *torch_layer('conv_stem', 'bn1', 'backbone/stem'),
     *itertools.chain.from_iterable(
         (
-            *torch_layer(f'{place}.conv_dw', f'{place}.bn1', f'block{i}/depthwise'),
-            *torch_layer(f'{place}.conv_pw', f'{place}.bn2', f'block{i}/pointwise'),
+            *torch_layer(f'{place}.conv_dw', f'{place}.bn1', f'backbone/block{i}/depthwise'),
+            *torch_layer(f'{place}.conv_pw', f'{place}.bn2', f'backbone/block{i}/pointwise'),
         )
         for i, place in timm_blocks(mobilenet.MobileNetV1.repeats)
     ),
@@ -106,49 +104,48 @@ TIMM = (
 )
 
 
-def keras(tensors: Arrays, config: dict) -> dict:
+ACTIVATIONS = {'relu6': 'relu6', 'relu': 'relu'}
+
+
+def settings_keras(tensors: Arrays, config: dict) -> dict:
     """A row of zeros after, and none before, whatever the size."""
     return {'padding': 'after', 'eps': 1e-3, 'momentum': 0.99}
 
 
-def gluon(tensors: Arrays, config: dict) -> dict:
+def settings_gluon(tensors: Arrays, config: dict) -> dict:
     """Without the upper limit of relu6."""
     return {'activation': 'relu'}
 
 
-def huggingface(tensors: Arrays, config: dict) -> dict:
+def settings_huggingface(tensors: Arrays, config: dict) -> dict:
     """As its config.json says; the momentum is that of the original training in TensorFlow."""
-    activation = config.get('hidden_act', 'relu6')
-    if activation not in ('relu6', 'relu'):
-        raise UserError(f"config.json: hidden_act is {activation!r}; only 'relu6' and 'relu' can be built.")
-    padding = 'same' if config.get('tf_padding', True) else 'symmetric'
     return {
-        'padding': padding,
-        'activation': activation,
-        'eps': config.get('layer_norm_eps', 1e-3),
+        'padding': 'same' if config.get('tf_padding', True) else 'symmetric',
+        'activation': chosen(config, 'hidden_act', ACTIVATIONS, 'relu6'),
+        'eps': eps(config, 'layer_norm_eps', 1e-3),
         'momentum': 0.9997,
     }
 
 
-def tensorflow_pixels(tensors: Arrays, config: dict) -> dict:
+def preprocess_tensorflow(tensors: Arrays, config: dict) -> dict:
     """Pixels from -1 to 1, in Keras and in what was converted from TensorFlow."""
     return {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
 
 
-def timm_pixels(tensors: Arrays, config: dict) -> dict:
+def preprocess_timm(tensors: Arrays, config: dict) -> dict:
     """timm resizes bicubically."""
     return {'interpolation': 'bicubic'}
 
 
 DIALECTS = (
-    Dialect('timm', TIMM, preprocess=timm_pixels),
-    Dialect('huggingface', HUGGINGFACE, huggingface, tensorflow_pixels),
-    Dialect('keras', KERAS, keras, tensorflow_pixels),
-    Dialect('gluon', GLUON, gluon),
+    Dialect('timm', TIMM, preprocess=preprocess_timm),
+    Dialect('huggingface', HUGGINGFACE, settings_huggingface, preprocess_tensorflow),
+    Dialect('keras', KERAS, settings_keras, preprocess_tensorflow),
+    Dialect('gluon', GLUON, settings_gluon),
 )
 
 
-def model(shapes: Mapping[str, tuple[int, ...]], settings: dict) -> dict:
+def model(shapes: Shapes, settings: dict) -> dict:
     """`config.model` for the shapes of our leaves.
 
     Raises:
@@ -157,7 +154,7 @@ def model(shapes: Mapping[str, tuple[int, ...]], settings: dict) -> dict:
     check_kernels(shapes)
     ends = block_widths(shapes, 'pointwise')
     repeats, channels = stages(ends, mobilenet.MobileNetV1.repeats)
-    depth = max(ends) + 1
+    depth = count(ends, 'backbone/block')
     cut = depth < sum(repeats) and shapes.get('head/kernel', (ends[depth - 1],))[0] == ends[depth - 1]
     built = {'stem': width(shapes, 'stem'), 'channels': channels, 'repeats': repeats}
     return named('v1', built, {**settings, **({'depth': depth} if cut else {})})
@@ -198,7 +195,7 @@ def stages(ends: Mapping[int, int], repeats: tuple[int, ...]) -> tuple[tuple[int
     """
     if not ends:
         raise UserError('looks like a MobileNet without a single block.')
-    if max(ends) >= sum(repeats):  # a deeper one: a stage ends where the width changes
+    if count(ends, 'backbone/block') > sum(repeats):  # a deeper one: a stage ends where the width changes
         usual, runs = len(repeats), [list(run) for _, run in itertools.groupby(sorted(ends), ends.get)]
         repeats = tuple(map(len, runs))
         if len(repeats) != usual or sum(repeats) != max(ends) + 1:
@@ -212,19 +209,20 @@ def stages(ends: Mapping[int, int], repeats: tuple[int, ...]) -> tuple[tuple[int
     return repeats, tuple(min(seen, default=None) for seen in found)
 
 
-def block_widths(shapes: Mapping[str, tuple[int, ...]], part: str) -> dict[int, int]:
+def block_widths(shapes: Shapes, part: str) -> dict[int, int]:
     """By the number of the block, the channels that leave a part of it: the last axis of any of its leaves."""
     found = ((re.search(rf'/block(\d+)/{part}/', path), shape) for path, shape in shapes.items())
     return {int(match[1]): shape[-1] for match, shape in found if match}
 
 
-def width(shapes: Mapping[str, tuple[int, ...]], part: str) -> int | None:
+def width(shapes: Shapes, part: str) -> int | None:
     """The channels that leave the stem, or the last convolution."""
     return next((shape[-1] for path, shape in shapes.items() if f'backbone/{part}/' in path), None)
 
 
-def check_kernels(shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_kernels(shapes: Shapes) -> None:
     """Refuses what is built from the same parts with other kernels, such as MnasNet and EfficientNet-Lite."""
+    check_shapes(shapes)
     for path, shape in shapes.items():
         if path.endswith('/depthwise/conv/kernel') and shape[:3] != (3, 3, 1):
             raise UserError(f'{path} is {shape}; the depthwise kernels of a MobileNet are (3, 3, 1, C).')

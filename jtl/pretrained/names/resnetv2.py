@@ -1,31 +1,19 @@
 """ResNet v2 under other libraries' names: Gluon's, which ONNX files keep, and timm's."""
 
 import re
-from collections.abc import Mapping
 
 import numpy as np
 
 from jtl.errors import UserError
 from jtl.models import resnetv2
-from jtl.pretrained.names.resnet import norm
-from jtl.pretrained.table import CONV, DENSE, Arrays, Dialect, Row, Way
+from jtl.pretrained.names.resnet import BLOCK, check_widths
+from jtl.pretrained.settings import Shapes, check_shapes, stages
+from jtl.pretrained.table import CONV, DENSE, GLUON_ENDS, OIHW_DENSE, Arrays, Dialect, Row, Way, batch_norm
 
 FAMILY = 'resnetv2'
-Shapes = Mapping[str, tuple[int, ...]]
 
-BLOCK = 'stage{stage}/block{block}'
 NET = 'resnetv2{net=0}_'  # Gluon counts the networks of a process: resnetv20_, resnetv21_, …
 STAGE = NET + 'stage{stage}_'
-
-
-def gluon_norm(theirs: str, ours: str) -> tuple[Row, ...]:
-    """The rows of a BatchNorm in Gluon."""
-    return (
-        Row(f'{theirs}_gamma', f'backbone/{ours}/scale'),
-        Row(f'{theirs}_beta', f'backbone/{ours}/bias'),
-        Row(f'{theirs}_running_mean', f'model/batch_stats/backbone/{ours}/mean'),
-        Row(f'{theirs}_running_var', f'model/batch_stats/backbone/{ours}/var'),
-    )
 
 
 def statistics(gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,9 +46,9 @@ def around(blocks: tuple[Row, ...]) -> tuple[Row, ...]:
             INPUT,
         ),
         Row(f'{NET}conv0_weight', 'backbone/stem/conv/kernel', CONV),
-        *gluon_norm(f'{NET}batchnorm1', 'stem/bn'),
+        *batch_norm(f'{NET}batchnorm1', 'backbone/stem/bn', GLUON_ENDS),
         *blocks,
-        *gluon_norm(f'{NET}batchnorm2', 'norm'),
+        *batch_norm(f'{NET}batchnorm2', 'backbone/norm', GLUON_ENDS),
         Row(f'{NET}dense0_weight', 'head/kernel', DENSE),
         Row(f'{NET}dense0_bias', 'head/bias'),
     )
@@ -68,12 +56,12 @@ def around(blocks: tuple[Row, ...]) -> tuple[Row, ...]:
 
 def conv(theirs: str, ours: str, size: int) -> Row:
     """The row of a convolution in Gluon."""
-    return Row(f'{theirs}_weight', f'backbone/{ours}/kernel', kernel(size))
+    return Row(f'{theirs}_weight', f'{ours}/kernel', kernel(size))
 
 
 # Gluon numbers the layers of a stage in the order of their making: the convolutions of the first block, its shortcut,
 # the convolutions of the second block, … The rows of the first block come first; what they leave is of later ones.
-FIRST = 'stage{stage}/block0'
+FIRST = 'backbone/stage{stage}/block0'
 BOTTLENECK = (
     conv(f'{STAGE}conv0', f'{FIRST}/conv1', 1),
     conv(f'{STAGE}conv1', f'{FIRST}/conv2', 3),
@@ -82,49 +70,43 @@ BOTTLENECK = (
     conv(STAGE + 'conv{3*block+1}', f'{BLOCK}/conv1', 1),
     conv(STAGE + 'conv{3*block+2}', f'{BLOCK}/conv2', 3),
     conv(STAGE + 'conv{3*block+3}', f'{BLOCK}/conv3', 1),
-    *gluon_norm(STAGE + 'batchnorm{3*block}', f'{BLOCK}/bn1'),
-    *gluon_norm(STAGE + 'batchnorm{3*block+1}', f'{BLOCK}/bn2'),
-    *gluon_norm(STAGE + 'batchnorm{3*block+2}', f'{BLOCK}/bn3'),
+    *batch_norm(STAGE + 'batchnorm{3*block}', f'{BLOCK}/bn1', GLUON_ENDS),
+    *batch_norm(STAGE + 'batchnorm{3*block+1}', f'{BLOCK}/bn2', GLUON_ENDS),
+    *batch_norm(STAGE + 'batchnorm{3*block+2}', f'{BLOCK}/bn3', GLUON_ENDS),
 )
 BASIC = (  # the first stage has no shortcut, since nothing changes its shape
-    conv(NET + 'stage1_conv{2*block}', 'stage1/block{block}/conv1', 3),
-    conv(NET + 'stage1_conv{2*block+1}', 'stage1/block{block}/conv2', 3),
+    conv(NET + 'stage1_conv{2*block}', 'backbone/stage1/block{block}/conv1', 3),
+    conv(NET + 'stage1_conv{2*block+1}', 'backbone/stage1/block{block}/conv2', 3),
     conv(f'{STAGE}conv0', f'{FIRST}/conv1', 3),
     conv(f'{STAGE}conv1', f'{FIRST}/conv2', 3),
     conv(f'{STAGE}conv2', f'{FIRST}/shortcut', 1),
     conv(STAGE + 'conv{2*block+1}', f'{BLOCK}/conv1', 3),
     conv(STAGE + 'conv{2*block+2}', f'{BLOCK}/conv2', 3),
-    *gluon_norm(STAGE + 'batchnorm{2*block}', f'{BLOCK}/bn1'),
-    *gluon_norm(STAGE + 'batchnorm{2*block+1}', f'{BLOCK}/bn2'),
+    *batch_norm(STAGE + 'batchnorm{2*block}', f'{BLOCK}/bn1', GLUON_ENDS),
+    *batch_norm(STAGE + 'batchnorm{2*block+1}', f'{BLOCK}/bn2', GLUON_ENDS),
 )
-
-HEAD = Way('reshaped and transposed', lambda x: as_matrix(x).T, lambda x: x.T[:, :, None, None])  # [K, D, 1, 1]
-
-
-def as_matrix(x: np.ndarray) -> np.ndarray:
-    """[K, D, 1, 1] -> [K, D]."""
-    if x.ndim != 4 or x.shape[2:] != (1, 1):
-        raise ValueError(f'of shape {x.shape}, expected a convolution of 1×1')
-    return x[:, :, 0, 0]
-
 
 LAYER = 'stages.{stage-1}.blocks.{block}'
 TIMM = (
     Row('stem.conv.weight', 'backbone/stem/conv/kernel', CONV),
-    Row(f'{LAYER}.conv{{i}}.weight', f'backbone/{BLOCK}/conv{{i}}/kernel', CONV),
-    Row(f'{LAYER}.downsample.conv.weight', f'backbone/{BLOCK}/shortcut/kernel', CONV),
-    Row('head.fc.weight', 'head/kernel', HEAD),
+    Row(f'{LAYER}.conv{{i}}.weight', f'{BLOCK}/conv{{i}}/kernel', CONV),
+    Row(f'{LAYER}.downsample.conv.weight', f'{BLOCK}/shortcut/kernel', CONV),
+    Row('head.fc.weight', 'head/kernel', OIHW_DENSE),
     Row('head.fc.bias', 'head/bias'),
 )  # what BiT has as well
 
 
-def timm(tensors: Arrays, config: dict) -> dict:
+def preprocess_timm(tensors: Arrays, config: dict) -> dict:
     """In timm neither the image nor the first convolution is normalised, and pictures are resized bicubically."""
     return {**resnetv2.preprocess('_50'), 'interpolation': 'bicubic'}
 
 
 DIALECTS = (
-    Dialect('timm', (*TIMM, *norm(f'{LAYER}.norm{{i}}', f'{BLOCK}/bn{{i}}'), *norm('norm', 'norm')), preprocess=timm),
+    Dialect(
+        'timm',
+        (*TIMM, *batch_norm(f'{LAYER}.norm{{i}}', f'{BLOCK}/bn{{i}}'), *batch_norm('norm', 'backbone/norm')),
+        preprocess=preprocess_timm,
+    ),
     Dialect('gluon', around(BOTTLENECK)),
     Dialect('gluon-basic', around(BASIC)),
 )
@@ -148,21 +130,16 @@ def trunk(shapes: Shapes) -> dict:
     Raises:
         UserError: it has no stem or no first block, or its channels are not those that we build.
     """
+    check_shapes(shapes)
     if not {'backbone/stem/conv/kernel', 'backbone/stage1/block0/conv2/kernel'} <= set(shapes):
         raise UserError(
             'looks like a ResNet v2 whose stem or first block is missing or is of a kind jtl does not build.'
         )
-    width = shapes['backbone/stem/conv/kernel'][3]
-    for path, shape in shapes.items():
-        inner = re.fullmatch(r'backbone/stage(\d+)/block\d+/conv2/kernel', path)
-        if inner and shape != (3, 3, *[width * 2 ** (int(inner[1]) - 1)] * 2):
-            raise UserError(f'looks like a ResNet v2 of widths that jtl does not build: {path} is {shape}.')
-    found = {tuple(map(int, m.groups())) for path in shapes if (m := re.search(r'/stage(\d+)/block(\d+)/', path))}
-    stages = tuple(sum(stage == i for stage, _ in found) for i in range(1, max(found)[0] + 1))
-    last = [path for path in shapes if f'/stage{len(stages)}/' in path]
-    if all(re.search(r'/block0/[bg]n1/', path) for path in last):
-        return {'stages': stages, 'width': width, 'depth': len(stages) - 1}
-    return {'stages': stages, 'width': width}
+    width, blocks = shapes['backbone/stem/conv/kernel'][3], stages(shapes)
+    last = [path for path in shapes if f'/stage{len(blocks)}/' in path]
+    cut = {'depth': len(blocks) - 1} if all(re.search(r'/block0/[bg]n1/', path) for path in last) else {}
+    check_widths(shapes, width, cut.get('depth', len(blocks)))
+    return {'stages': blocks, 'width': width, **cut}
 
 
 def named(built: dict, variants: dict[str, dict]) -> dict:

@@ -2,26 +2,16 @@
 
 import math
 import re
-from collections.abc import Mapping
 
 import numpy as np
 
-from jtl.errors import UserError
-from jtl.models import vit
-from jtl.pretrained.table import CONV, DENSE, Arrays, Dialect, Row, Way, left_out, some
+from jtl.errors import UserError, some
+from jtl.models import IMAGENET_COLOURS, vit
+from jtl.pretrained.settings import Shapes, architecture, check_shapes, chosen, count, eps, number, only
+from jtl.pretrained.table import CONV, DENSE, Arrays, Dialect, Row, Way, dense, left_out, norm
 
 FAMILY = 'vit'
 BLOCK = 'backbone/block{block}'
-
-
-def norm(theirs: str, ours: str) -> tuple[Row, ...]:
-    """The rows of a LayerNorm in PyTorch."""
-    return Row(f'{theirs}.weight', f'{ours}/scale'), Row(f'{theirs}.bias', f'{ours}/bias')
-
-
-def dense(theirs: str, ours: str) -> tuple[Row, ...]:
-    """The rows of a linear layer in PyTorch."""
-    return Row(f'{theirs}.weight', f'{ours}/kernel', DENSE), Row(f'{theirs}.bias', f'{ours}/bias')
 
 
 def thirds(x: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -162,6 +152,12 @@ UNBUILT = {  # what part of a name shows a network that we do not build
     'a convolutional stem': 'conv_root backbone root',
     'blocks stacked in one array': 'encoderblock',
 }
+UNSAID = {  # of timm's names, what neither the tensors nor config.json show
+    'norms after the attention and the MLP': r'vit_.*_rpn_.*',
+    'a gelu that is approximated': r'vit_(base_patch32|so400m_patch16)_siglip_gap_.*|vit_large_patch16_siglip_gap_512',
+    'that gelu and 16 heads of 96': r'vit_giantopt_.*',
+    '2 heads of 32': r'test_vit',
+}
 ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_tanh': 'gelu_tanh'}
 POOLS = {'token': 'token', 'cls': 'token', 'avg': 'mean'}
 
@@ -174,29 +170,15 @@ def refuse(tensors: Arrays) -> None:
                 raise UserError(f'{name}: a Vision Transformer with {what} is not supported.')
 
 
-def chosen(config: Mapping, key: str, known: Mapping[str, str], default: str) -> str:
-    """Our word for a config's choice."""
-    value = str(config.get(key) or default)
-    if value not in known:
-        raise UserError(f'{key}={value!r} in config.json is not supported, only {", ".join(known)}.')
-    return known[value]
-
-
-def given_heads(config: Mapping, key: str) -> dict:
-    """`{'heads': …}` if the configuration says it."""
-    heads = config.get(key)
-    if heads is not None and (not isinstance(heads, int) or heads < 1):
-        raise UserError(f'{key}={heads!r} in config.json should be a whole number from 1 on.')
-    return {} if heads is None else {'heads': heads}
-
-
-def timm(tensors: Arrays, config: dict) -> dict:
+def settings_timm(tensors: Arrays, config: dict) -> dict:
     """The kind of pooling from the configuration, else from the tokens and norms that there are."""
     refuse(tensors)
+    for what, names in UNSAID.items():
+        if re.fullmatch(names, architecture(config)):
+            raise UserError(f'config.json: architecture={architecture(config)!r}, with {what}, is not supported.')
     args = config.get('model_args')
     args = {**config, **(args if isinstance(args, dict) else {})}
-    if args.get('no_embed_class'):
-        raise UserError('no_embed_class in config.json: class tokens without a position are not supported.')
+    only(args, no_embed_class=False)
     mean = 'fc_norm.weight' in tensors or 'cls_token' not in tensors
     pool = chosen(args, 'global_pool', POOLS, 'avg' if mean else 'token')
     settings = {'pool': 'both' if pool == 'token' and 'dist_token' in tensors else pool}
@@ -204,23 +186,28 @@ def timm(tensors: Arrays, config: dict) -> dict:
     return settings | given_heads(args, 'num_heads')
 
 
-def torchvision(tensors: Arrays, config: dict) -> dict:
+def settings_torchvision(tensors: Arrays, config: dict) -> dict:
     refuse(tensors)
     return {'pool': 'token'}
 
 
-def huggingface(tensors: Arrays, config: dict) -> dict:
+def settings_huggingface(tensors: Arrays, config: dict) -> dict:
     """What config.json says, with the defaults of `ViTConfig`."""
     refuse(tensors)
-    pooled = any('pooler.dense' in name for name in tensors)
-    if pooled and config.get('pooler_act', 'tanh') != 'tanh':
-        raise UserError(f'pooler_act={config["pooler_act"]!r} in config.json is not supported, only tanh.')
+    if any('pooler.dense' in name for name in tensors):
+        only(config, pooler_act='tanh')
     settings = {
         'pool': 'both' if any(name.startswith('distillation_classifier') for name in tensors) else 'token',
         'activation': chosen(config, 'hidden_act', ACTIVATIONS, 'gelu'),
-        'eps': config.get('layer_norm_eps', 1e-12),
+        'eps': eps(config, 'layer_norm_eps', 1e-12),
     }
     return settings | given_heads(config, 'num_attention_heads')
+
+
+def given_heads(config: dict, key: str) -> dict:
+    """`{'heads': …}` if the configuration says it."""
+    heads = number(config, key, None, 1)
+    return {'heads': heads} if heads else {}
 
 
 def seen(tensors: Arrays, position: str, patch: str, axis: int) -> dict:
@@ -231,15 +218,12 @@ def seen(tensors: Arrays, position: str, patch: str, axis: int) -> dict:
     return {'size': grid * side} if grid * side else {}
 
 
-IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
-
-
 def preprocess_timm(tensors: Arrays, config: dict) -> dict:
     """DeiT's own mean and standard deviation, else 0.5; a crop of 0.9 at 224, the whole picture from 384 on."""
     size = seen(tensors, 'pos_embed', 'patch_embed.proj.weight', 2)
-    deit = 'dist_token' in tensors or str(config.get('architecture', '')).startswith('deit')
+    deit = 'dist_token' in tensors or architecture(config).startswith('deit')
     crop = {'crop': 1.0} if size.get('size', 224) >= 384 else {}
-    return {**vit.preprocess('_b16'), **size, **crop, **(IMAGENET if deit else {})}
+    return {**vit.preprocess('_b16'), **size, **crop, **(IMAGENET_COLOURS if deit else {})}
 
 
 def preprocess_torchvision(tensors: Arrays, config: dict) -> dict:
@@ -247,7 +231,7 @@ def preprocess_torchvision(tensors: Arrays, config: dict) -> dict:
     size = seen(tensors, 'pos_embedding', 'conv_proj.weight', 2)
     small = size.get('size', 224) < 384
     how = {'interpolation': 'bilinear', 'crop': 0.875} if small else {'interpolation': 'bicubic', 'crop': 1.0}
-    return {**vit.preprocess('_b16'), **size, **IMAGENET, **how}
+    return {**vit.preprocess('_b16'), **size, **IMAGENET_COLOURS, **how}
 
 
 def preprocess_huggingface(tensors: Arrays, config: dict) -> dict:
@@ -255,15 +239,15 @@ def preprocess_huggingface(tensors: Arrays, config: dict) -> dict:
     size = seen(tensors, 'position_embeddings', 'patch_embeddings.projection.weight', 2)
     base = {**vit.preprocess('_b16'), **size, 'resize': 'squash', 'centre': 'floor'}
     if any(name.endswith('distillation_token') for name in tensors):
-        return {**base, **IMAGENET, 'crop': 0.875}
+        return {**base, **IMAGENET_COLOURS, 'crop': 0.875}
     return {**base, 'interpolation': 'bilinear', 'crop': 1.0}
 
 
 DIALECTS = (
-    Dialect('timm', TIMM, timm, preprocess_timm),
-    Dialect('torchvision', TORCHVISION, torchvision, preprocess_torchvision),
+    Dialect('timm', TIMM, settings_timm, preprocess_timm),
+    Dialect('torchvision', TORCHVISION, settings_torchvision, preprocess_torchvision, antialias=False),
     *(
-        Dialect(name + suffix, huggingface_rows(base, layers), huggingface, preprocess_huggingface, antialias=False)
+        Dialect(name + suffix, huggingface_rows(base, layers), settings_huggingface, preprocess_huggingface, False)
         for name, layers in (('huggingface', CLASSIC), ('transformers5', MEMORY))
         for base, suffix in (('vit', ''), ('deit', '-deit'))
     ),
@@ -272,29 +256,30 @@ DIALECTS = (
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}  # by width, where they are not D / 64
 
 
-def model(shapes: Mapping[str, tuple[int, ...]], settings: dict) -> dict:
+def model(shapes: Shapes, settings: dict) -> dict:
     """`config.model` for the shapes of our leaves.
 
     Raises:
         UserError: no ViT that we build has them, or nothing says how many heads there are.
     """
+    check_shapes(shapes)
     shapes = {path.removeprefix('backbone/'): shape for path, shape in shapes.items() if path.startswith('backbone/')}
     blocks = [int(match[1]) for path in shapes if (match := re.match(r'block(\d+)/', path))]
     found = lambda pattern: next((shape for path, shape in shapes.items() if re.fullmatch(pattern, path)), None)
     wide = found(r'patch/.*|position|class_token|norm/.*|block\d+/norm\d/.*')
-    if not wide or not wide[-1] or not blocks:
+    if not wide or not blocks:
         raise UserError(f'no Vision Transformer: no blocks, or no width, in {some(list(shapes)) or "nothing"}.')
     width, patch = wide[-1], found('patch/kernel') or (16, 16)
     query, hidden = found(r'block\d+/attn/query/kernel'), found(r'block\d+/mlp/fc1/(kernel|bias)') or (4 * width,)
     heads = settings.get('heads') or HEADS.get(width) or (0 if width % 64 else width // 64)
-    if len(set(patch[:2])) != 1 or patch[0] < 1 or query not in (None, (width, width)):
+    if len(set(patch[:2])) != 1 or query not in (None, (width, width)):
         raise UserError(
             f'no Vision Transformer that we build has backbone/patch/kernel {patch} and queries {query}: '
             f'expected square patches, and queries {(width, width)}.'
         )
     if not heads:
         raise UserError(f'no shape shows how many heads a width of {width} is shared by, and no configuration says it.')
-    sizes = {'width': width, 'depth': max(blocks) + 1, 'heads': heads}
+    sizes = {'width': width, 'depth': count(blocks, 'backbone/block'), 'heads': heads}
     ratio = hidden[-1] / width
     size = next((name for name, known in vit.SIZES.items() if known == sizes and ratio == 4), None)
     named = {'name': f'vit_{size}{patch[0]}'} if size else {'name': 'vit', 'patch': patch[0], **sizes}

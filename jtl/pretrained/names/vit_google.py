@@ -64,7 +64,7 @@ def google_rows(attention: str, norm2: str, mlp: str) -> tuple[Row, ...]:
     )
 
 
-def google(tensors: Arrays, config: dict) -> dict:
+def settings_google(tensors: Arrays, config: dict) -> dict:
     """`flax.linen.gelu` is the approximation with tanh unless told otherwise; the number of heads is in the shapes."""
     refuse(tensors)
     if not any(name.endswith('pos_embedding') for name in tensors):
@@ -83,6 +83,6 @@ def preprocess_google(tensors: Arrays, config: dict) -> dict:
 ORIGINAL = google_rows('MultiHeadDotProductAttention_1', 'LayerNorm_2', 'MlpBlock_3')
 BIG_VISION = google_rows('MultiHeadDotProductAttention_0', 'LayerNorm_1', 'MlpBlock_0')
 DIALECTS = (
-    Dialect('google', ORIGINAL, google, preprocess_google),
-    Dialect('big_vision', BIG_VISION, google, preprocess_google),
+    Dialect('google', ORIGINAL, settings_google, preprocess_google),
+    Dialect('big_vision', BIG_VISION, settings_google, preprocess_google),
 )
