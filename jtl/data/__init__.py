@@ -202,7 +202,8 @@ def _complete(preprocess: Preprocess, name: str, source: Source, parts: Division
     channels = preprocess.channels or source.channels
     for key in ('mean', 'std'):
         if len(getattr(preprocess, key)) not in (1, channels):
-            raise UserError(f'config.preprocess.{key}: {getattr(preprocess, key)} should have 1 or {channels} values.')
+            counts = ' or '.join(map(str, sorted({1, channels})))
+            raise UserError(f'config.preprocess.{key}: {getattr(preprocess, key)} should have {counts} values.')
     if preprocess.size is None:
         split, index = parts['train']
         h, w, _ = source.splits[split].get(int(index[0]))['image'].shape

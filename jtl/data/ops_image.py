@@ -70,6 +70,8 @@ def random_resized_crop(
     size: int,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    *,
+    interpolation: str = 'bicubic',
 ) -> np.ndarray:
     """A box of random area and aspect ratio, resized to [size, size, C] (Szegedy et al. 2015, section 6).
 
@@ -79,6 +81,7 @@ def random_resized_crop(
         size: side of the result in pixels.
         scale: range of the box's area as a fraction of the picture's.
         ratio: range of width / height.
+        interpolation: the model's.
     """
     height, width = image.shape[:2]
     for _ in range(10):
@@ -93,7 +96,7 @@ def random_resized_crop(
         w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
         left, top = (width - w) // 2, (height - h) // 2
     box = image[top : top + h, left : left + w]  # not resize's `box` argument, which looks at pixels around the box too
-    return _array(_picture(box).resize((size, size), Image.Resampling.BICUBIC))
+    return _array(_picture(box).resize((size, size), INTERPOLATIONS[interpolation]))
 
 
 def pad_crop(rng: np.random.Generator, image: np.ndarray, pad: int = 4) -> np.ndarray:
@@ -178,15 +181,25 @@ def random_erasing(
 _OPS = {op.__name__: op for op in (random_resized_crop, pad_crop, flip, color_jitter, random_erasing)}
 
 
-def augment(rng: np.random.Generator, image: np.ndarray, ops: tuple, size: int | None = None) -> np.ndarray:
+def augment(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    ops: tuple,
+    size: int | None = None,
+    interpolation: str = 'bicubic',
+) -> np.ndarray:
     """Apply `ops`, names or (name, *args), one after the other; check them once with `check_ops` before.
 
     Args:
-        size: the side of the model's pictures, which operations that make a picture of a given size are told.
+        size, interpolation: the side of the model's pictures, and how they are resized, which operations that make a
+            picture of a given size are told.
     """
     for op in ops:
         name, *args = (op,) if isinstance(op, str) else op
-        image = _OPS[name](rng, image, *([size] if takes_any_size(op) else []), *args)
+        if takes_any_size(op):
+            image = _OPS[name](rng, image, size, *args, interpolation=interpolation)
+        else:
+            image = _OPS[name](rng, image, *args)
     return image
 
 
@@ -205,7 +218,8 @@ def check_ops(ops: tuple, size: int | None = None) -> None:
             raise UserError(
                 f'image operation {name!r} needs the size of the model’s pictures: give config.preprocess.size.'
             )
-        usage = [str(p) for p in list(inspect.signature(_OPS[name]).parameters.values())[2 + takes_any_size(op) :]]
+        known = [p for p in inspect.signature(_OPS[name]).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        usage = [str(p) for p in known[2 + takes_any_size(op) :]]
         try:
             augment(np.random.default_rng(0), np.zeros((64, 64, 3), np.uint8), (op,), size)
         except (TypeError, ValueError) as e:

@@ -159,7 +159,8 @@ class TrainBatch:
             image = ops_image.to_channels(image, self.preprocess.channels)
         if not ops_image.takes_any_size(self.augment[0]):  # random_resized_crop cuts from the whole picture
             image = self.preprocess.fit(image)
-        return {'image': ops_image.augment(rng, image, self.augment, self.preprocess.size)}
+        size, interpolation = self.preprocess.size, self.preprocess.interpolation
+        return {'image': ops_image.augment(rng, image, self.augment, size, interpolation)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)  # grain prints what it maps, and these hold arrays
