@@ -71,7 +71,7 @@ def _foreign(uri: str, labels: str | None, ignore: Sequence[str]) -> dict:
             goes.setdefault(name, []).append(path + (f' ({way}' if way else ''))
     return {
         **said,
-        'classes': found.classes or (leaves['head/kernel'].shape[-1] if 'head/kernel' in leaves else 0),
+        'classes': found.classes or ((0, *leaves['head/kernel'].shape)[-1] if 'head/kernel' in leaves else 0),
         'tensors': [(name, x.shape, str(x.dtype), ', '.join(goes.get(name, []))) for name, x in tensors.items()],
         'left out': translation.left,
         'unknown': translation.unknown,
