@@ -128,22 +128,25 @@ def probabilities_of(fitted: run.Run, files: Sequence[str]) -> tuple[list[str], 
     preprocess = preprocessing(fitted)
     if preprocess.tokenizer is None and preprocess.channels is None:
         raise UserError(f'{fitted.path}: this run works on features, not pictures; use jtl eval --data=npz:… or csv:….')
-    examples = {}  # all of them, before any work
+    names, examples = [], []  # all of them, before any work
     for file in files:
         if not Path(file).is_file():
             raise UserError(f'{file}: no such file.')
         if preprocess.tokenizer:
-            examples |= {f'{file}:{i}': preprocess.tokens(text) for i, text in _lines(file)}
+            for i, text in _lines(file):
+                names.append(f'{file}:{i}')
+                examples.append(preprocess.tokens(text))
         else:
             picture = decode_image(Path(file).read_bytes(), file, preprocess.channels)
-            examples[file] = {'image': preprocess.fit(picture)}
-    predict, found, rows = predictor(fitted), list(examples.values()), []
-    for i in range(0, len(found), BATCH):
-        part = found[i : i + BATCH]
-        padded = part + [part[-1]] * (min(BATCH, len(found)) - len(part))  # one shape, one compilation
+            names.append(file)
+            examples.append({'image': preprocess.fit(picture)})
+    predict, rows = predictor(fitted), []
+    for i in range(0, len(examples), BATCH):
+        part = examples[i : i + BATCH]
+        padded = part + [part[-1]] * (min(BATCH, len(examples)) - len(part))  # one shape, one compilation
         logits = np.asarray(predict(stack(padded, preprocess))['logits'])[: len(part)]
         rows.append(jax.nn.sigmoid(logits) if fitted.multi_label else jax.nn.softmax(logits))
-    return list(examples), np.concatenate(rows)
+    return names, np.concatenate(rows)
 
 
 def preprocessing(fitted: run.Run) -> Preprocess:

@@ -156,6 +156,8 @@ def test_predict_does_not_depend_on_the_other_files(fitted, tmp_path):
     _, together = probabilities_of(run.read(fitted), files)
     assert together.shape == (85, 3)
     np.testing.assert_allclose(probabilities_of(run.read(fitted), files[70:71])[1][0], together[70], atol=1e-6)
+    named, twice = probabilities_of(run.read(fitted), files[:1] * 2)
+    assert named == files[:1] * 2 and len(twice) == 2
 
 
 @pytest.mark.parametrize(
