@@ -14,6 +14,11 @@ def pairs(rules: Any) -> bool:
     )
 
 
+def any_matches(patterns: Iterable[str], path: str) -> bool:
+    """Whether one of the regexes matches the whole path."""
+    return any(re.fullmatch(pattern, path) for pattern in patterns)
+
+
 def match(rules: Sequence[tuple[str, Any]], paths: Iterable[str], what: str, last: str) -> dict[str, Any]:
     """The value of each path under `rules`.
 

@@ -163,10 +163,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        if self.kind == 'bottleneck':  # (channels, kernel, stride) of each convolution
-            layers = (self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1)
-        else:
-            layers = (self.width, 3, self.stride), (self.width, 3, 1)
+        layers = convolutions(self.kind, self.width, self.stride)
         y = x
         for i, (channels, kernel, stride) in enumerate(layers, 1):
             last = i == len(layers)
@@ -179,6 +176,13 @@ class Block(nn.Module):
         if self.shortcut == 'pad':
             return nn.relu(y + pad_shortcut(x, channels, self.stride))
         return nn.relu(y + ConvNorm(channels, 1, self.stride, self.dtype, name='shortcut')(x, train))
+
+
+def convolutions(kind: str, width: int, stride: int) -> tuple[tuple[int, int, int], ...]:
+    """(channels, kernel, stride) of each convolution of a block, `basic` or `bottleneck`."""
+    if kind == 'bottleneck':
+        return (width, 1, 1), (width, 3, stride), (4 * width, 1, 1)
+    return (width, 3, stride), (width, 3, 1)
 
 
 class ConvNorm(nn.Module):

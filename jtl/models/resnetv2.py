@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jtl.errors import UserError, check_kwargs, nearest
 from jtl.models import IMAGENET_COLOURS
-from jtl.models.resnet import batch_norm, check_depth, conv, max_pool_3x3_s2
+from jtl.models.resnet import batch_norm, check_depth, conv, convolutions, max_pool_3x3_s2
 
 BASIC = {'block': 'basic', 'width': 64}
 BOTTLENECK = {'block': 'bottleneck', 'width': 64}
@@ -199,10 +199,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        if self.kind == 'bottleneck':  # (channels, kernel, stride) of each convolution
-            layers = (self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1)
-        else:
-            layers = (self.width, 3, self.stride), (self.width, 3, 1)
+        layers = convolutions(self.kind, self.width, self.stride)
         y = self.norm(x, train, 1)
         if self.stride > 1 or x.shape[-1] != layers[-1][0]:
             x = self.conv(layers[-1][0], 1, self.stride, name='shortcut')(y)

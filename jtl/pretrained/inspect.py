@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from jtl.pretrained import source
 from jtl.pretrained.load import check, expected_input, is_run, load
 from jtl.pretrained.recognise import MOST, closest, recognise
 from jtl.pretrained.shapes import grouped, lacking
+from jtl.rules import any_matches
 
 WIDEST = 80  # characters of a column; longer cells stick out
 
@@ -50,12 +50,11 @@ def _run(uri: str) -> dict:
 
 def _foreign(uri: str, labels: str | None, ignore: Sequence[str]) -> dict:
     found = source.read(uri, labels)
-    unwanted = lambda name: any(re.fullmatch(pattern, name) for pattern in ignore)
-    tensors = {name: x for name, x in found.tensors.items() if not unwanted(name)}
+    tensors = {name: x for name, x in found.tensors.items() if not any_matches(ignore, name)}
     said = {'uri': uri, 'files': found.files, 'model': None, 'tokenizer': sorted(found.tokenizer)}
     try:
         known = recognise(tensors, found.config, uri)
-        tensors, translation = closest(tensors).tensors, known.translation
+        tensors, translation = known.tensors, known.translation
         preprocess = expected_input(known, found.preprocess, translation.leaves)
         missing = lacking(known.model, translation.leaves, preprocess)
         said |= {'model': known.model, 'why': known.why, 'preprocess': preprocess, 'missing': missing}

@@ -11,6 +11,7 @@ from jtl.errors import UserError, some
 from jtl.pretrained import resize
 from jtl.pretrained.load import Pretrained, is_first_convolution
 from jtl.pretrained.shapes import grouped, shapes
+from jtl.rules import any_matches
 
 PyTree = Any
 Shapes = Mapping[str, tuple[int, ...]]
@@ -59,7 +60,7 @@ def into(
     )
     spare = _spare(set(there) - set(here), model, weights.model, len(classes), batch)
     _same(
-        {path: shape for path, shape in here.items() if path in there or not _any(weights.missing, path)},
+        {path: shape for path, shape in here.items() if path in there or not any_matches(weights.missing, path)},
         {path: shape for path, shape in there.items() if path not in spare},
         weights,
     )
@@ -68,10 +69,6 @@ def into(
     statistics = whole.pop('model')
     origin = {path: origin[path] if path in taken else 'fresh' for path in mine}
     return whole, {**state, 'model': statistics} if statistics else state, origin
-
-
-def _any(patterns: Iterable[str], path: str) -> bool:
-    return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 
 def _adapted(mine: Mapping, theirs: Mapping, weights: Pretrained, batch: Mapping) -> dict[str, tuple[np.ndarray, str]]:
@@ -148,7 +145,7 @@ def _spare(extra: set[str], model: dict, full: dict, num_classes: int, batch: Ma
     if not extra:
         return set()
     backbone = models.build(num_classes=num_classes, **model).backbone
-    spare = {path for path in extra if _any(getattr(backbone, 'SPARE', ()), path)}
+    spare = {path for path in extra if any_matches(getattr(backbone, 'SPARE', ()), path)}
     if extra - spare and model.get('depth') not in (None, full.get('depth')):
         whole = {key: value for key, value in {**model, 'depth': full.get('depth')}.items() if value is not None}
         spare |= set(shapes(whole, num_classes, batch)) - set(shapes(model, num_classes, batch))

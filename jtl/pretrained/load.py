@@ -15,7 +15,8 @@ from jtl.files import expanded
 from jtl.pretrained import source
 from jtl.pretrained.formats import archive
 from jtl.pretrained.recognise import Recognised, recognise
-from jtl.pretrained.shapes import lacking
+from jtl.pretrained.shapes import expected
+from jtl.rules import any_matches
 
 PyTree = Any
 
@@ -128,7 +129,7 @@ def _load_run(uri: str, stamp: int) -> Pretrained:
 @functools.lru_cache(maxsize=1)
 def _load_foreign(uri: str, labels: str | None, ignore: tuple[str, ...], stamp: tuple) -> Pretrained:
     found = source.read(uri, labels)
-    unwanted = lambda name: any(re.fullmatch(pattern, name) for pattern in ignore)
+    unwanted = functools.partial(any_matches, ignore)
     known = recognise({name: x for name, x in found.tensors.items() if not unwanted(name)}, found.config, uri)
     if unknown := {name: why for name, why in known.translation.unknown.items() if not unwanted(name)}:
         listed = '\n'.join(f'  {name}{why and f": {why}"}' for name, why in unknown.items())
@@ -137,8 +138,8 @@ def _load_foreign(uri: str, labels: str | None, ignore: tuple[str, ...], stamp: 
             'config.load.ignore, a list of regexes, says which of them are not wanted.'
         )
     leaves = {path: _float32(uri, path, x) for path, x in known.translation.leaves.items() if not unwanted(path)}
-    expected = expected_input(known, found.preprocess, leaves)
-    lacking(known.model, leaves, expected)  # into a model it is told; here it is refused if it is out of proportion
+    pictures = expected_input(known, found.preprocess, leaves)
+    expected(known.model, leaves, pictures)  # or it is refused; what is missing may be cut off, or be allowed to
     whole = tree.unflatten(leaves)
     statistics = whole.pop('model', {})
     weights = Pretrained(
@@ -147,7 +148,7 @@ def _load_foreign(uri: str, labels: str | None, ignore: tuple[str, ...], stamp: 
         whole,
         {'model': statistics} if statistics else {},
         _classes(uri, found.classes, leaves, labels),
-        expected,
+        pictures,
         '',
         known.translation.origin,
         found.tokenizer,

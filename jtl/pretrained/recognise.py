@@ -27,6 +27,7 @@ class Recognised(NamedTuple):
     Attributes:
         family: `resnet`, `vit`, …
         dialect: whose names they bear.
+        tensors: by these, without the prefix of a wrapper.
         translation: the tensors under our names.
         model: the `config.model` that they belong to.
         preprocess: what they expect of a picture, if nothing of their own says it; {} is what the model's file says.
@@ -35,6 +36,7 @@ class Recognised(NamedTuple):
 
     family: str
     dialect: Dialect
+    tensors: Arrays
     translation: Translation
     model: dict
     preprocess: dict
@@ -78,7 +80,7 @@ def recognise(tensors: Arrays, config: dict, uri: str) -> Recognised:
         preprocess = dialect.preprocess(tensors, config)
     except UserError as e:
         raise UserError(f'{uri}: {why}, but: {e}') from e
-    return Recognised(family.FAMILY, dialect, translation, model, preprocess, why)
+    return Recognised(family.FAMILY, dialect, tensors, translation, model, preprocess, why)
 
 
 class Closest(NamedTuple):

@@ -29,16 +29,26 @@ def example(model: dict, preprocess: dict) -> dict:
     return {'image': jax.ShapeDtypeStruct((1, side, side, preprocess.get('channels') or 3), jnp.float32)}
 
 
+def expected(model: dict, leaves: Mapping[str, np.ndarray], preprocess: dict) -> dict[str, tuple[int, ...]]:
+    """The leaves of the model that weights are taken for, with as many classes as their head has.
+
+    Raises:
+        UserError: they are out of proportion to the weights.
+    """
+    classes = leaves['head/kernel'].shape[-1] if 'head/kernel' in leaves else 1
+    wanted = shapes(model, classes, example(model, preprocess))
+    asked, given = sum(map(math.prod, wanted.values())), sum(leaf.size for leaf in leaves.values())
+    if asked > 10 * given:
+        raise UserError(f'these {given:,} numbers would be a part of {model}, which has {asked:,}.')
+    return wanted
+
+
 def lacking(model: dict, leaves: Mapping[str, np.ndarray], preprocess: dict) -> list[str]:
     """What a model has and weights have not, or in another shape; a head that is not there at all is no loss."""
     there = {path: leaf.shape for path, leaf in leaves.items()}
-    wanted = shapes(model, there.get('head/kernel', (1,))[-1], example(model, preprocess))
-    asked, given = (sum(map(math.prod, found.values())) for found in (wanted, there))
-    if asked > 10 * given:
-        raise UserError(f'these {given:,} numbers would be a part of {model}, which has {asked:,}.')
     return [
         path if path not in there else f'{path} {there[path]}, not {shape}'
-        for path, shape in wanted.items()
+        for path, shape in expected(model, leaves, preprocess).items()
         if there.get(path) != shape and not (path.startswith('head/') and 'head/kernel' not in there)
     ]
 
