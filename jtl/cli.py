@@ -11,6 +11,7 @@ COMMANDS = {  # name: (module, function(arguments) -> exit status, what it does)
     'predict': ('jtl.predict', 'predict_main', 'classes of pictures or texts, by a finished run'),
     'inspect': ('jtl.pretrained.inspect', 'main', 'what is in a checkpoint, and what model it is taken for'),
     'convert': ('jtl.pretrained.convert', 'main', 'write weights as another library names them, or as a run'),
+    'features': ('jtl.probe.extract', 'main', 'features of a frozen backbone, computed once and kept'),
     'prepare': ('jtl.data.prepare', 'main', 'download and prepare a data set of the TFDS catalogue'),
 }
 

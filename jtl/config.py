@@ -31,10 +31,12 @@ LEAST = {
 MAY_CHANGE = (  # when a run goes on: where and how it is computed, not what
     'config.sharding',
     'config.init',  # the path; a hash of the weights is compared
+    'config.cache.folder',
     'config.data.threads',
     'config.data.workers',
     'config.data.cache_mb',
     'config.keep_last',
+    'config.guard',  # runs beside it
     'config.report',
     'config.tensorboard',
 )
@@ -69,7 +71,10 @@ class Config:
         keep_last: how many of the newest checkpoints to keep; with two, one may be damaged.
         keep_best: how many of the best by `select` to keep besides.
         log_every: steps between lines of training metrics, which are means over the steps in between.
+        cache: keyword arguments of `jtl.probe.cache.caching`: whether features of a frozen backbone are kept.
         sharding: keyword arguments of `jtl.sharding.sharding`; a text is its `rules`: `fsdp`.
+        guard: whether baselines are trained beside the run, to tell whether the weights of `init` helped, or keyword
+            arguments of `jtl.guard.guard`. Heeded by `jtl.main`; `jtl.train.train` makes the run alone.
         report: whether pictures and `report.html` are made at the end.
         tensorboard: whether metrics are mirrored as TensorBoard event files.
     """
@@ -95,7 +100,9 @@ class Config:
     keep_last: int = 2
     keep_best: int = 1
     log_every: int = 50
+    cache: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sharding: Mapping[str, Any] | str = dataclasses.field(default_factory=dict)
+    guard: bool | Mapping[str, Any] = False
     report: bool = True
     tensorboard: bool = False
 
@@ -132,6 +139,8 @@ def parse(config: Mapping | ConfigDict) -> Config:
         raise UserError(f'config.seed: {parsed.seed} should be below 2**32.')
     if parsed.load and not parsed.init:
         raise UserError('config.load: says how weights are loaded, but config.init names none.')
+    if parsed.guard is not False and not parsed.init:
+        raise UserError('config.guard: config.init names no weights, so there is no transfer to judge.')
     _check_rules(parsed)
     if parsed.tensorboard:
         metrics.check_tensorboard()

@@ -1,9 +1,12 @@
-"""Files that people name and that nobody vouches for: paths, and JSON."""
+"""Files: what people name and nobody vouches for, paths and JSON; and locks."""
 
 import collections
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from jtl.errors import UserError, printable
 
@@ -77,3 +80,24 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f'{twice[:60]!r} is there twice')
     return found
+
+
+def locked(path: Path) -> IO[str]:
+    """The file, made if need be, open and locked until it is closed; the end of the process closes it, too.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    while True:
+        file = path.open('a+')
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except OSError as e:
+            if e.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                print(f'Note: {path.parent} is on a file system without locks; start no second process in it.')
+                return file
+            file.close()
+            raise
+        file.close()  # whoever had the lock before has deleted it meanwhile

@@ -14,6 +14,7 @@ Batch = dict[str, Any]
 """What arrives at each step. Keys, with B examples:
 
 `image` float32 [B, H, W, C] · `tokens`, `token_types` int32 [B, T] · `features` float32 [B, D] ·
+`embedding` float32 [B, D], what a frozen backbone gives, in place of what it reads ·
 `label` int32 [B], or float32 [B, K] when multi-label · `mask` float32 [B], 0 marks a padding row ·
 `index` int32 [B], the example's number in its source · `weight` float32 [B] ·
 nested batches `source`/`target` and `support`/`query`.

@@ -17,6 +17,7 @@ from jtl.errors import UserError, check_kwargs
 from jtl.method import Method
 from jtl.models import build, preprocess
 from jtl.pretrained import load as pretrained
+from jtl.probe.cache import caching
 
 PyTree = Any
 
@@ -123,6 +124,8 @@ def check_sections(config: Config) -> None:
     check_kwargs(pretrained.load, config.load, 'config.load', ignore=('uri',))
     pretrained.check(**config.load)
     check_kwargs(optim.optimiser, config.optim, 'config.optim', ignore=('steps',))
+    check_kwargs(caching, config.cache, 'config.cache')
+    caching(**config.cache)
     check_kwargs(sharding.sharding, config.sharding, 'config.sharding')
     sharding.sharding(**config.sharding)
     optim.optimiser(config.steps or sys.maxsize, **config.optim)

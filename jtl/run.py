@@ -13,8 +13,6 @@ report.html       the page, and its pictures as PNG
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -27,7 +25,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -36,7 +34,7 @@ from jtl import checkpoint, tree
 from jtl.config import differences, essential
 from jtl.data.pipeline import Preprocess
 from jtl.errors import UserError, check_kwargs, check_type
-from jtl.files import expanded, read_small
+from jtl.files import expanded, locked, read_small
 from jtl.pretrained.hub import TOKENIZER
 
 PyTree = Any
@@ -199,7 +197,7 @@ def lock(workdir: Path) -> Iterator[None]:
     made = [p for p in (workdir, *workdir.parents) if not p.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = _locked(workdir / 'lock')
+        file = locked(workdir / 'lock')
     except BlockingIOError as e:
         holder = 'just started'
         with contextlib.suppress(OSError):
@@ -218,23 +216,6 @@ def lock(workdir: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # not empty: there is a run in it
                 for path in made:
                     path.rmdir()
-
-
-def _locked(path: Path) -> IO[str]:
-    """The file, made if need be, open and locked."""
-    while True:
-        file = path.open('a+')
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except OSError as e:
-            if e.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-                print(f'Note: {path.parent} is on a file system without locks; start no second process in it.')
-                return file
-            file.close()
-            raise
-        file.close()  # whoever had the lock before has deleted it meanwhile
 
 
 def note_change(workdir: Path, now: dict) -> str | None:

@@ -22,11 +22,12 @@ import numpy as np
 from jtl import checkpoint, describe, evals, hosts, metrics, optim, report, run
 from jtl.config import Config, as_json, parse
 from jtl.errors import UserError, check_type, nearest
-from jtl.plan import Plan, example, make_plan
-from jtl.pretrained.into import into
+from jtl.plan import Plan, make_plan
+from jtl.probe import attach
 from jtl.progress import Clock, Progress
 from jtl.sharding import Layout
-from jtl.step import TrainState, compile_init, compile_predict, compile_slots, compile_step
+from jtl.start import loaded
+from jtl.step import TrainState, compile_predict, compile_slots, compile_step
 
 PyTree = Any
 
@@ -79,6 +80,7 @@ def train(
     """
     workdir = Path(workdir)
     plan = make_plan(parse(config))
+    attach.check(plan)
     weights, files = (plan.weights.sha256, plan.weights.files) if plan.weights else (None, ())
     record = run.record(as_json(plan.config), plan.data.fingerprint, weights, files)
     hosts.agreed('The config, or the data or weights behind it,', {k: record[k] for k in ('config', 'data', 'weights')})
@@ -88,6 +90,7 @@ def train(
         if result is None:
             asked = hosts.asked_anywhere(stop)
             ts, host = begin(plan, workdir, record, say)
+            plan = attach.cached(plan, ts.params, ts.state, say, quiet)
             ts, host, timing = fit(plan, ts, host, workdir, asked, quiet)
             result = finish(plan, ts, host, timing, workdir, asked)
         if hosts.is_first():
@@ -145,13 +148,7 @@ def begin(plan: Plan, workdir: Path, record: dict, say: Callable[[str], None]) -
 def start(plan: Plan) -> tuple[TrainState, str]:
     """A fresh run: init -> load -> prepare -> optimiser. `(state, the text of params.txt)`."""
     rng_init, rng_prepare, rng_train = jax.random.split(jax.random.key(plan.config.seed), 3)
-    params, state = compile_init(plan.method, plan.layout)(rng_init, example(plan.data))
-    origin = {}
-    if plan.weights:
-        params, state = plan.layout.gather((params, state))
-        params, state, origin = into(
-            params, state, plan.weights, plan.data.classes, plan.config.model, example(plan.data)
-        )
+    params, state, origin = loaded(plan, rng_init)
     params, state = plan.method.prepare(params, state, plan.data.plain('train'), rng_prepare)
     step, rng, params, state = plan.layout.place((jnp.int32(0), rng_train, params, state))
     slots = compile_slots(plan.phases[0], plan.optim, plan.layout)(params)

@@ -1,4 +1,4 @@
-"""What every test gets: the CPU, no windows, and a TFDS folder of its own instead of the user's."""
+"""What every test gets: the CPU, no windows, and folders of its own instead of the user's."""
 
 import os
 
@@ -23,3 +23,12 @@ def tfds_data_dir(tmp_path_factory):
         del os.environ['TFDS_DATA_DIR']
     else:
         os.environ['TFDS_DATA_DIR'] = before
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cache_dir(tmp_path_factory):
+    """Features that tests compute are kept for the session."""
+    folder = tmp_path_factory.mktemp('cache')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('JTL_CACHE', str(folder))
+        yield folder

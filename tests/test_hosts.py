@@ -9,7 +9,7 @@ import tiny
 
 from jtl import hosts
 from jtl.data import load, source
-from jtl.data.pipeline import PlainBatch, Preprocess, Share, TrainBatch
+from jtl.data.pipeline import Inputs, PlainBatch, Preprocess, Share, TrainBatch
 from jtl.errors import UserError
 
 LABELS = (np.arange(40) % 4).astype(np.int32)
@@ -28,11 +28,13 @@ class Source:
 
 
 def train(share=Share(), get=None, batch_size=12):  # noqa: B008 (never changed)
-    return TrainBatch(get or Source(), LABELS, INDEX, Preprocess(), (('pad_crop', 1), 'flip'), batch_size, 0, share)
+    return TrainBatch(
+        Inputs(get or Source(), Preprocess(), (('pad_crop', 1), 'flip')), LABELS, INDEX, batch_size, 0, share
+    )
 
 
 def plain(share=Share(), get=None, batch_size=12):  # noqa: B008
-    return PlainBatch(get or Source(), LABELS, INDEX, Preprocess(), batch_size, share)
+    return PlainBatch(Inputs(get or Source(), Preprocess()), LABELS, INDEX, batch_size, share)
 
 
 def whole(parts):

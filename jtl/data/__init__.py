@@ -9,7 +9,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jtl import names
-from jtl.data import ops_image
+from jtl.data import content, ops_image
 from jtl.data.ops_text import Tokenizer
-from jtl.data.pipeline import Memory, PlainBatch, Preprocess, Share, TrainBatch, stream
+from jtl.data.pipeline import Inputs, Memory, PlainBatch, Preprocess, Share, TrainBatch, stream
 from jtl.data.source import Source
 from jtl.data.splits import Division, divide
 from jtl.errors import UserError
@@ -40,6 +40,13 @@ class Data(NamedTuple):
         train: `(start, stop[, share])` -> an iterator of the training batches of the steps `start` … `stop - 1`.
         plain: `split[, share]` -> an iterator of one pass in order, not augmented, padded with rows of mask 0.
         picture: (split, index) -> uint8 [H, W, C], or None where examples are not pictures.
+        augment: what is done to training pictures, in order.
+        parts: by split, the split of the source that its examples are in, and which ones.
+        labels: by split of the source, those of all its examples.
+        inputs: `(examples [B] of a split of the source, epochs [B] or None)` -> inputs of a model, by that split.
+        content: a folder to remember it in -> a hash of every byte that the data is read from.
+        serve: `(train, plain)` -> the same data with other inputs: `train` for training batches, and for passes over a
+            split what `plain`, a mapping, has for it.
     """
 
     classes: tuple[str, ...]
@@ -51,6 +58,12 @@ class Data(NamedTuple):
     train: Callable[..., Iterator[dict]]
     plain: Callable[..., Iterator[dict]]
     picture: Callable[[str, int], np.ndarray | None]
+    augment: tuple
+    parts: Division
+    labels: dict[str, np.ndarray]
+    inputs: dict[str, Callable[..., dict]]
+    content: Callable[[Path | None], str]
+    serve: Callable[..., 'Data']
 
 
 def load(
@@ -107,32 +120,43 @@ def load(
     if threads is None:
         threads = 0 if in_memory and not augment else os.cpu_count() or 1
 
-    def of(split: str):
-        where, index = parts[split]
-        return source.splits[where].get, source.splits[where].labels, index
-
-    def train(start: int, stop: int, share: Share = WHOLE) -> Iterator[dict]:
-        make = TrainBatch(*of('train'), preprocess, augment, batch_size, seed, share)
-        return stream(make, start, stop, threads, workers)
-
-    def plain(split: str, share: Share = WHOLE) -> Iterator[dict]:
-        make = PlainBatch(*of(split), preprocess, eval_batch_size or batch_size, share)
-        return stream(make, 0, len(make), threads, 0)
+    inputs = {split: Inputs(s.get, preprocess, augment, seed) for split, s in source.splits.items()}
 
     def picture(split: str, index: int) -> np.ndarray | None:
-        return of(split)[0](index).get('image')
+        return source.splits[parts[split][0]].get(index).get('image')
 
-    return Data(
-        classes=source.classes,
-        sizes={split: len(index) for split, (_, index) in parts.items()},
-        preprocess=preprocess,
-        fingerprint=_fingerprint(source, parts),
-        multi_label=source.splits['train'].labels.ndim > 1,
-        majority=_majority(source, parts),
-        train=train,
-        plain=plain,
-        picture=picture,
-    )
+    def serve(train_inputs: Callable, plain_inputs: Mapping[str, Callable], threads: int, workers: int) -> Data:
+        def train(start: int, stop: int, share: Share = WHOLE) -> Iterator[dict]:
+            where, index = parts['train']
+            make = TrainBatch(train_inputs, source.splits[where].labels, index, batch_size, seed, share)
+            return stream(make, start, stop, threads, workers)
+
+        def plain(split: str, share: Share = WHOLE) -> Iterator[dict]:
+            where, index = parts[split]
+            labels, size = source.splits[where].labels, eval_batch_size or batch_size
+            make = PlainBatch(plain_inputs.get(split, inputs[where]), labels, index, size, share)
+            return stream(make, 0, len(make), threads, 0)
+
+        return Data(
+            classes=source.classes,
+            sizes={split: len(index) for split, (_, index) in parts.items()},
+            preprocess=preprocess,
+            fingerprint=fingerprint,
+            multi_label=source.splits['train'].labels.ndim > 1,
+            majority=majority,
+            train=train,
+            plain=plain,
+            picture=picture,
+            augment=augment,
+            parts=parts,
+            labels={split: s.labels for split, s in source.splits.items()},
+            inputs=inputs,
+            content=lambda memory=None: content.content(source.files, memory),
+            serve=functools.partial(serve, threads=0, workers=0),
+        )
+
+    fingerprint, majority = _fingerprint(source, parts), _majority(source, parts)
+    return serve(inputs[parts['train'][0]], {}, threads, workers)
 
 
 def read(name: str) -> Source:

@@ -129,29 +129,25 @@ class Preprocess:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)  # grain prints what it maps, and these hold arrays
-class TrainBatch:
-    """step -> this process's share of the batch of `batch_size` augmented examples."""
+class Inputs:
+    """Examples of a split, by their numbers, as the inputs of a model: `image`, `tokens`, or `features`, each [B, …].
+
+    Of an epoch, pictures are augmented as in training, keyed by (seed, epoch, example); of None, they are not.
+    """
 
     get: Callable[[int], dict]
-    labels: np.ndarray  # of the whole source split
-    index: np.ndarray  # the examples of it to train on
     preprocess: Preprocess
-    augment: tuple
-    batch_size: int
-    seed: int
-    share: Share = Share()
+    augment: tuple = ()
+    seed: int = 0
 
-    def __call__(self, step: int) -> dict[str, np.ndarray]:
-        position = self.share.of(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
-        epoch, place = np.divmod(position, len(self.index))
-        chosen = np.array([_permutation(self.seed, int(e), len(self.index))[p] for e, p in zip(epoch, place)])
-        index = self.index[chosen]  # [B / parts]
-        examples = [self.example(int(e), int(i)) for e, i in zip(epoch, index)]
-        return _stack(examples, self.labels, index, self.preprocess)
+    def __call__(self, index: np.ndarray, epoch: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        if epoch is None or not self.augment:
+            return stack([_fitted(self.get(int(i)), self.preprocess) for i in index], self.preprocess)
+        return stack([self.augmented(int(i), int(e)) for i, e in zip(index, epoch)], self.preprocess)
 
-    def example(self, epoch: int, i: int) -> dict:
+    def augmented(self, i: int, epoch: int) -> dict:
         example = self.get(i)
-        if 'image' not in example or not self.augment:
+        if 'image' not in example:
             return _fitted(example, self.preprocess)
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed << 32 | epoch, i], np.uint64)))
         image = example['image']
@@ -163,7 +159,25 @@ class TrainBatch:
         return {'image': ops_image.augment(rng, image, self.augment, size, interpolation)}
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)  # grain prints what it maps, and these hold arrays
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class TrainBatch:
+    """step -> this process's share of the batch of `batch_size` examples, in the order that the seed gives."""
+
+    inputs: Callable[[np.ndarray, np.ndarray], dict]  # (examples [B], epochs [B]) -> arrays [B, …]; see `Inputs`
+    labels: np.ndarray  # of the whole source split
+    index: np.ndarray  # the examples of it to train on
+    batch_size: int
+    seed: int
+    share: Share = Share()
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        position = self.share.of(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
+        epoch, place = np.divmod(position, len(self.index))
+        chosen = np.array([_permutation(self.seed, int(e), len(self.index))[p] for e, p in zip(epoch, place)])
+        return _labelled(self.inputs, self.labels, self.index[chosen], epoch)  # [B / parts]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PlainBatch:
     """k -> the k-th batch of a pass in order, not augmented.
 
@@ -171,10 +185,9 @@ class PlainBatch:
     a small one is not mostly padding; and every one to a multiple of the devices.
     """
 
-    get: Callable[[int], dict]
+    inputs: Callable[[np.ndarray, None], dict]
     labels: np.ndarray
     index: np.ndarray
-    preprocess: Preprocess
     batch_size: int
     share: Share = Share()
 
@@ -184,11 +197,14 @@ class PlainBatch:
         padding = size + -size % self.share.devices - len(index)
         mask = self.share.of(np.r_[np.ones(len(index), np.float32), np.zeros(padding, np.float32)])
         index = self.share.of(np.r_[index, np.repeat(index[-1:], padding)])
-        batch = _stack([_fitted(self.get(int(i)), self.preprocess) for i in index], self.labels, index, self.preprocess)
-        return {**batch, 'mask': mask}
+        return {**_labelled(self.inputs, self.labels, index, None), 'mask': mask}
 
     def __len__(self) -> int:
         return -(-len(self.index) // self.batch_size)
+
+
+def _labelled(inputs: Callable, labels: np.ndarray, index: np.ndarray, epoch: np.ndarray | None) -> dict:
+    return {**inputs(index, epoch), 'label': labels[index], 'index': index.astype(np.int32)}
 
 
 def stream(batch: Callable[[int], dict], start: int, stop: int, threads: int, workers: int) -> Iterator[dict]:
@@ -232,10 +248,6 @@ def _fitted(example: dict, preprocess: Preprocess) -> dict:
     if 'text' in example:
         return preprocess.tokens(example['text'])
     return {'image': preprocess.fit(example['image'])} if 'image' in example else example
-
-
-def _stack(examples: Sequence[dict], labels: np.ndarray, index: np.ndarray, preprocess: Preprocess) -> dict:
-    return {**stack(examples, preprocess), 'label': labels[index], 'index': index.astype(np.int32)}
 
 
 def stack(examples: Sequence[dict], preprocess: Preprocess) -> dict:

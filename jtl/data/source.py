@@ -41,6 +41,7 @@ class Source(NamedTuple):
     splits: dict[str, Split]  # 'train' always; 'val' and 'test' if the data came with them
     classes: tuple[str, ...]  # label i means classes[i]
     channels: int | None  # 1 or 3 for images, None for features and texts
+    files: tuple[str, ...] = ()  # all that it is read from: where these are the same, the examples are
 
 
 def split_name(name: str) -> str | None:

@@ -62,6 +62,8 @@ def supervised(
         return params, {**state, 'class_weight': jnp.asarray(weights, jnp.float32)}
 
     def loss(params, state, batch: Batch, rng: jax.Array, step: jax.Array):
+        if mixup and 'embedding' in batch:
+            raise UserError('config.method.mixup: mixes what a backbone reads, and only its features are here.')
         rng_mixup, rng_dropout = jax.random.split(rng)
         blend = blending(rng_mixup, len(batch['label']), mixup) if mixup else lambda x: x
         inputs = {k: blend(v) if k in ('image', 'features') else v for k, v in batch.items()}

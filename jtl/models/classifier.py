@@ -60,7 +60,9 @@ class Classifier(nn.Module):
         return {'logits': self.classify(features, train), 'features': features}
 
     def features(self, batch: Mapping[str, Any], train: bool) -> jax.Array:
-        """The pooled features, float32 [B, D]."""
+        """The pooled features, float32 [B, D]: computed, or, of a frozen backbone, given as `embedding`."""
+        if 'embedding' in batch:
+            return jnp.asarray(batch['embedding'], jnp.float32)
         x = select_input(batch, self.backbone.INPUTS, type(self.backbone).__name__)
         return self.backbone(x, train).astype(jnp.float32)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jtl.data import load, open_source
-from jtl.data.pipeline import Memory, PlainBatch, Preprocess, TrainBatch, stream
+from jtl.data.pipeline import Inputs, Memory, PlainBatch, Preprocess, TrainBatch, stream
 from jtl.errors import UserError
 
 N = 10
@@ -22,7 +22,7 @@ def get(i):
 
 
 def batches(batch_size=4, seed=0, augment=AUGMENT, index=INDEX, preprocess=AS_IT_IS):
-    return TrainBatch(get, LABELS, index, preprocess, augment, batch_size, seed)
+    return TrainBatch(Inputs(get, preprocess, augment, seed), LABELS, index, batch_size, seed)
 
 
 def seen(make, steps):
@@ -82,8 +82,9 @@ def test_augmentation_is_keyed_by_seed_epoch_and_example():
 
 
 def test_augmentation_does_not_depend_on_the_other_examples():
-    fewer = batches(index=INDEX[:5])
-    assert np.array_equal(fewer.example(2, 4)['image'], batches().example(2, 4)['image'])
+    inputs = Inputs(get, AS_IT_IS, AUGMENT)
+    alone, among = (inputs(np.array(index), np.full(len(index), 2))['image'] for index in ([4], [7, 3, 4]))
+    assert np.array_equal(alone[0], among[2])
 
 
 def test_augmentation_leaves_the_source_alone():
@@ -102,14 +103,14 @@ def test_train_batch_crops_from_the_whole_picture():
     small = Preprocess(size=4, mean=(0.0,), std=(1 / 255,))
     wide = np.zeros((40, 8, 16, 3), np.uint8)
     wide[:, :, :4] = wide[:, :, 12:] = 255  # white margins, which fit's centre crop leaves out but for bicubic's 7 %
-    shown = lambda op: TrainBatch(lambda i: {'image': wide[i]}, LABELS, INDEX, small, (op,), N, 0)(0)['image']
+    shown = lambda op: Inputs(lambda i: {'image': wide[i]}, small, (op,))(INDEX, np.zeros(N))['image']
     assert shown(('pad_crop', 0)).max() < 0.1 * 255
     assert shown(('random_resized_crop', (0.2, 0.3))).max() > 0.8 * 255
 
 
 def test_train_batch_of_features():
     features = np.arange(80, dtype=np.float32).reshape(40, 2)
-    batch = TrainBatch(lambda i: {'features': features[i]}, LABELS, INDEX, AS_IT_IS, (), 4, 0)(1)
+    batch = TrainBatch(Inputs(lambda i: {'features': features[i]}, AS_IT_IS), LABELS, INDEX, 4, 0)(1)
     np.testing.assert_array_equal(batch['features'], features[batch['index']])
     assert set(batch) == {'features', 'label', 'index'}
 
@@ -118,7 +119,7 @@ def test_train_batch_of_features():
 
 
 def test_plain_batch_pads_the_last_one_to_a_power_of_two_with_mask_0():
-    make = PlainBatch(get, LABELS, INDEX, AS_IT_IS, 7)
+    make = PlainBatch(Inputs(get, AS_IT_IS), LABELS, INDEX, 7)
     assert len(make) == 2  # 10 examples: 7, then 3 and a row of padding
     parts = [make(k) for k in range(2)]
     assert [p['mask'].tolist() for p in parts] == [[1] * 7, [1, 1, 1, 0]]
@@ -130,13 +131,13 @@ def test_plain_batch_pads_the_last_one_to_a_power_of_two_with_mask_0():
 
 
 def test_plain_batch_is_never_larger_than_asked_for():
-    make = PlainBatch(get, LABELS, INDEX, AS_IT_IS, 6)  # 6, then 4 of what would be up to 6
+    make = PlainBatch(Inputs(get, AS_IT_IS), LABELS, INDEX, 6)  # 6, then 4 of what would be up to 6
     assert [len(make(k)['mask']) for k in range(2)] == [6, 4]
-    assert len(PlainBatch(get, LABELS, INDEX[:5], AS_IT_IS, 6)(0)['mask']) == 6  # not 8
+    assert len(PlainBatch(Inputs(get, AS_IT_IS), LABELS, INDEX[:5], 6)(0)['mask']) == 6  # not 8
 
 
 def test_plain_batch_of_a_size_that_fits_has_no_padding():
-    make = PlainBatch(get, LABELS, INDEX, AS_IT_IS, 5)
+    make = PlainBatch(Inputs(get, AS_IT_IS), LABELS, INDEX, 5)
     assert len(make) == 2 and make(1)['mask'].tolist() == [1] * 5
 
 

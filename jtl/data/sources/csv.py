@@ -24,6 +24,7 @@ def read(path: str) -> Source:
     columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
     splits = _splits(columns.pop('split', None), lines, path)
     classes, labels = _labels(columns.pop('label'), splits, lines, path)
+    files = []
     if 'image' in columns:
         files = _files(columns['image'], lines, path)
         channels = source.count_channels((files[i], files[i]) for i in _sample(labels['train'], splits['train']))
@@ -34,7 +35,7 @@ def read(path: str) -> Source:
     else:
         features, channels = _features(columns, lines, path), None
         get = {s: _Features(features[rows]) for s, rows in splits.items()}
-    return Source({s: Split(labels[s], get[s]) for s in splits}, classes, channels)
+    return Source({s: Split(labels[s], get[s]) for s in splits}, classes, channels, (path, *files))
 
 
 @dataclass(frozen=True)

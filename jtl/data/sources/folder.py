@@ -33,7 +33,8 @@ def read(path: str) -> Source:
         (opener(train[i]), opener.name(train[i])) for i in source.first_of_each(labels['train'])
     )
     splits = {split: Split(labels[split], _Pictures(opener, files[split], channels)) for split in files}
-    return Source(splits, classes, channels)
+    read_from = [opener.name(name) for split in files.values() for name in split] if os.path.isdir(path) else [path]
+    return Source(splits, classes, channels, tuple(read_from))
 
 
 # A path is a tuple of its parts; `files` maps the path that decides the class to the name under which it is opened.

@@ -36,7 +36,7 @@ def read(path: str) -> Source:
     classes = _classes(labels, names, path)
     splits = {split: Split(labels[split], _Row(inputs[split])) for split in inputs}
     images = inputs['train'].ndim == 4
-    return Source(splits, classes, inputs['train'].shape[-1] if images else None)
+    return Source(splits, classes, inputs['train'].shape[-1] if images else None, (path,))
 
 
 @dataclass(frozen=True)

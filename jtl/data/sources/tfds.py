@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ def read(path: str) -> Source:
             splits[split] = Split(labels, _Picture(records, f'tfds:{path} {name}', channels))
     if 'train' not in splits:
         raise UserError(f'tfds:{path} has no split train, only: {", ".join(builder.info.splits)}.')
-    return Source(splits, tuple(features['label'].names), channels)
+    files = tuple(sorted(str(file) for file in Path(folder).iterdir() if file.is_file()))
+    return Source(splits, tuple(features['label'].names), channels, files)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""A hash of all that a data set is read from, so that what was computed from it can be told from what was not."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from jtl.errors import UserError
+
+
+def content(files: Sequence[str], memory: Path | None = None) -> str:
+    """A hash of the names, below the folder they share, and the bytes of files.
+
+    Args:
+        memory: a folder in which it is remembered, by the path, size, inode and times of every file, so that a large
+            set is read once and not each time.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    files = sorted(files)
+    try:
+        known = memory and memory / f'{_stamp(files)}.txt'
+        if known and known.exists() and len(text := known.read_text()) == 64:
+            return text
+        found = _read(files)
+    except OSError as e:
+        raise UserError(f'{e.filename}: cannot be read: {e.strerror}.') from e
+    if known:
+        memory.mkdir(parents=True, exist_ok=True)
+        temporary = known.with_suffix(f'.{os.getpid()}')
+        temporary.write_text(found)
+        temporary.replace(known)
+    return found
+
+
+def _stamp(files: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        stat = os.stat(file)
+        seen = (os.path.abspath(file), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+        digest.update(repr(seen).encode())
+    return digest.hexdigest()
+
+
+def _read(files: Sequence[str]) -> str:
+    shared = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    digest = hashlib.sha256()
+    for file in files:
+        name = os.path.relpath(os.path.abspath(file), shared).encode('utf-8', 'surrogateescape')
+        with open(file, 'rb') as f:
+            digest.update(hashlib.sha256(name).digest() + hashlib.file_digest(f, 'sha256').digest())
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""A run whose backbone is frozen needs the backbone once: its batches hold cached features in place of pictures.
+
+The loop, the step and the method are the same; the data is other (`jtl.data.Data.serve`), and the model enters at the
+features (`embedding`).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtl import models, optim
+from jtl.errors import UserError
+from jtl.models import layers as taps
+from jtl.models.layers import FEATURES
+from jtl.plan import Plan, example
+from jtl.probe.cache import USES, caching
+from jtl.probe.features import ensure, frozen
+
+PyTree = Any
+
+
+def check(plan: Plan) -> None:
+    """Refuses a cache that is asked for where none can be.
+
+    Raises:
+        UserError: saying what of the run forbids it.
+    """
+    options = caching(**plan.config.cache)
+    if options.views is None and options.use != 'always':
+        return
+    if options.use == 'never':
+        raise UserError(f'config.cache.views: {options.views}, but config.cache.use is "never"; of {", ".join(USES)}.')
+    if options.views and not plan.data.augment:
+        raise UserError('config.cache.views: nothing is augmented (config.data.augment), so all views are the same.')
+    if reason := obstacle(plan):
+        raise UserError(f'config.cache: features cannot be cached: {reason}.')
+
+
+def obstacle(plan: Plan) -> str | None:
+    """Why this run's features cannot be computed once, if they cannot."""
+    options = caching(**plan.config.cache)
+    frozen_in = [optim.frozen_paths(plan.shapes[0], phase) for phase in plan.phases]
+    paths = [path for path in frozen_in[0] if path.startswith('backbone/')]
+    moving = [path for path in paths if not all(frozen[path] for frozen in frozen_in)]
+    if options.use == 'never':
+        return 'config.cache.use is "never"'
+    if not paths:
+        return 'the backbone has no parameters'
+    if moving:
+        return f'the backbone is trained ({moving[0]})'
+    if plan.data.augment and not options.views:
+        return 'training pictures are augmented at random; config.cache.views=K keeps K views of each'
+    if jax.process_count() > 1:
+        return 'several processes train together'
+    params, state = plan.shapes
+    batch, variables = example(plan.data), {'params': params, **state.get('model', {})}
+    model = models.build(num_classes=len(plan.data.classes), **plan.config.model)
+    if not taps.is_deterministic(model, variables, batch):
+        return 'the backbone drops at random in training'
+    width = jax.eval_shape(lambda v: taps.extract(model, v, batch), variables)[FEATURES]
+    given = {**{key: batch[key] for key in ('label', 'mask', 'index')}, 'embedding': width}
+    try:
+        jax.eval_shape(plan.method.loss, params, state, given, jax.random.key(0), jnp.int32(0))
+    except UserError as e:
+        return str(e)
+    return None
+
+
+def cached(plan: Plan, params: PyTree, state: PyTree, say: Callable[[str], None], quiet: bool) -> Plan:
+    """The plan with cached features in the place of what the backbone reads, if nothing speaks against it.
+
+    Args:
+        params, state: as the run has them; the backbone in them stays as it is.
+        say: is told in one line how many features were read and how many were computed.
+    """
+    if obstacle(plan):
+        return plan
+    options, of = caching(**plan.config.cache), frozen(plan, params, state)
+    counts = []
+
+    def kept(split: str, epoch: int | None = None) -> np.ndarray:
+        where, index = plan.data.parts[split]
+        entry, counted = ensure(of, where, index, epoch=epoch, folder=options.folder, say=say, quiet=quiet)
+        counts.append(counted)
+        return entry.read(FEATURES)
+
+    plain = {split: Embedding((kept(split),)) for split in plan.data.parts if split != 'train' or not plan.data.augment}
+    epochs = math.ceil(plan.steps * plan.config.batch_size / plan.data.sizes['train'])
+    views = tuple(kept('train', epoch) for epoch in range(min(options.views or 1, epochs))) if plan.data.augment else ()
+    read, computed, _ = map(sum, zip(*counts))
+    say(f'The backbone is frozen: features of {read} examples come from the cache, of {computed} are computed, once.')
+    return plan._replace(data=plan.data.serve(Embedding(views) if views else plain['train'], plain))
+
+
+class Embedding(NamedTuple):
+    """`jtl.data.pipeline.Inputs` from features on disk: epoch e has view e, and after the last the first again.
+
+    Attributes:
+        views: each [N, D], of all examples of a split of the source.
+    """
+
+    views: tuple[np.ndarray, ...]
+
+    def __call__(self, index: np.ndarray, epoch: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        if epoch is None or len(self.views) == 1:
+            return {'embedding': np.asarray(self.views[0][index])}
+        return {'embedding': np.stack([self.views[e % len(self.views)][i] for i, e in zip(index, epoch)])}
