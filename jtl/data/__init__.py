@@ -108,7 +108,7 @@ def load(
             raise UserError(f'config.data.{key}: {value} should be at least {least}.')
     augment = tuple(op if isinstance(op, str) else tuple(op) for op in augment)
     ops_image.check_ops(augment, preprocess.size)
-    source = open_source(name, _stamp(name), cache_mb << 20)
+    source, stamp = _opened(name, cache_mb << 20)
     if augment and source.channels is None:
         kind = 'texts' if 'text' in source.splits['train'].get(0) else 'features'
         raise UserError(f'config.data.augment: {name} holds {kind}, not pictures.')
@@ -151,7 +151,7 @@ def load(
             parts=parts,
             labels={split: s.labels for split, s in source.splits.items()},
             inputs=inputs,
-            content=lambda memory=None: content.content(source.files, memory),
+            content=functools.partial(_content, name, source, stamp),
             serve=functools.partial(serve, threads=0, workers=0),
         )
 
@@ -175,26 +175,47 @@ def read(name: str) -> Source:
     return names.module('jtl.data.sources', scheme, f'config.data.name: data scheme of {name!r}').read(path)
 
 
+def _opened(name: str, budget: int) -> tuple[Source, str]:
+    """`(the source behind a URI, the stamp of its files)`; a process opens it once, until a file changes."""
+    source, then = open_source(name, _folders(name), budget)
+    try:
+        if content.stamp(source.files) == then:
+            return source, then
+    except OSError:  # one is gone
+        pass
+    open_source.cache_clear()
+    return open_source(name, _folders(name), budget)
+
+
 @functools.lru_cache(maxsize=8)
-def open_source(name: str, stamp: tuple, budget: int) -> Source:
-    """`read`, with decoded examples kept; one process opens the same files once."""
+def open_source(name: str, folders: tuple, budget: int) -> tuple[Source, str]:
+    """`(read(name) with decoded examples kept, the stamp of its files)`."""
     source = read(name)
+    stamp = content.stamp(source.files)
     total = sum(len(s.labels) for s in source.splits.values())
     splits = {
         split: s._replace(get=Memory(s.get, budget * len(s.labels) // max(total, 1)))
         for split, s in source.splits.items()
     }
-    return source._replace(splits=splits)
+    return source._replace(splits=splits), stamp
 
 
-def _stamp(name: str) -> tuple:
-    """Changes when the files behind a URI do."""
+def _folders(name: str) -> tuple:
+    """Changes when files behind a URI come or go."""
     path = Path(name.partition(':')[2])
     if not path.parts or not path.exists():
         return ()
     folders = [p for p in path.glob('*') if p.is_dir()] if path.is_dir() else []
     folders += [p for folder in folders for p in folder.glob('*') if p.is_dir()]
     return tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in [path, *sorted(folders)])
+
+
+def _content(name: str, source: Source, then: str, memory: Path | None = None) -> str:
+    """The hash of what was opened, not of what may lie there by now."""
+    found = content.content(source.files, memory)
+    if content.stamp(source.files) != then:
+        raise UserError(f'{name}: files changed since they were opened; start again once they stay as they are.')
+    return found
 
 
 def _decode_ahead(source: Source, parts: Division, budget: int) -> bool:

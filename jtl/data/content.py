@@ -20,7 +20,7 @@ def content(files: Sequence[str], memory: Path | None = None) -> str:
     """
     files = sorted(files)
     try:
-        known = memory and memory / f'{_stamp(files)}.txt'
+        known = memory and memory / f'{stamp(files)}.txt'
         if known and known.exists() and len(text := known.read_text()) == 64:
             return text
         found = _read(files)
@@ -34,7 +34,8 @@ def content(files: Sequence[str], memory: Path | None = None) -> str:
     return found
 
 
-def _stamp(files: Sequence[str]) -> str:
+def stamp(files: Sequence[str]) -> str:
+    """Changes when a file does, without reading it."""
     digest = hashlib.sha256()
     for file in files:
         stat = os.stat(file)

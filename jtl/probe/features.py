@@ -20,6 +20,7 @@ from jtl import models, tree
 from jtl.config import parse
 from jtl.data import Data
 from jtl.data.pipeline import Preprocess, stream
+from jtl.errors import UserError, some
 from jtl.models import layers as taps
 from jtl.models.layers import FEATURES
 from jtl.plan import Plan, example, make_plan
@@ -168,7 +169,13 @@ def _compute(
 
     def fetch(k: int, values: dict) -> tuple[np.ndarray, dict]:
         part = parts[k]
-        return part, {name: np.asarray(value)[: len(part)] for name, value in values.items()}
+        found = {name: np.asarray(value)[: len(part)] for name, value in values.items()}
+        for name, value in found.items():
+            if not np.isfinite(value).all():
+                bad = part[~np.isfinite(value).reshape(len(part), -1).all(1)]
+                what = f'layer {name} of {of.where[1]} on {of.where[0]}'
+                raise UserError(f'{what}: not finite for example {some(map(str, bad))} of split {split!r}.')
+        return part, found
 
     flying = None
     with tqdm(total=len(rows), desc='features', unit='', delay=2, disable=quiet, leave=False) as bar:
