@@ -23,7 +23,8 @@ from jtl.errors import UserError
 START = 300  # seconds in which all processes must have started
 HEARTBEAT = 60  # seconds after which a silent process is lost
 SHUTDOWN = 24 * 3600  # seconds to wait at the end for those that are still saving; the lost are found by heartbeat
-STATUS = 3
+HURT = 3  # exit statuses: done, but transfer hurt (`jtl.guard`)
+STATUS = 4  # another process was lost
 LOST = (
     'jtl: another process of this run was lost. The same command, again in every process, goes on from the last '
     'checkpoint.'
@@ -37,7 +38,7 @@ def together(command: Callable[[], int]) -> int:
     """`command()`, in one process or, where the environment says so, as one of several; its exit status.
 
     In several, whoever fails leaves at once, without the barrier at which JAX would wait, and the others then say that
-    it was lost and end with status 3.
+    it was lost and end with status 4.
     """
     arguments = several(os.environ)
     if arguments is None:
@@ -71,9 +72,9 @@ def together(command: Callable[[], int]) -> int:
     except BaseException:
         traceback.print_exc()
         status = 1
-    if status == 0:
+    if status in (0, HURT):
         jax.distributed.shutdown()
-        return 0
+        return status
     # JAX's threads have their say before the last line; and those that failed alike, before the first takes the service
     # with it.
     if status == STATUS or jax.process_index() == 0:

@@ -24,10 +24,11 @@ USAGE = f"""{__doc__}
   --workdir   the run's folder; the same command goes on with the run in it (default: runs/DATE-CONFIG)
   --config.…  replaces or adds a value, e.g. --config.optim.lr=3e-4 --config.data.name=folder:pictures
               --config.steps=None --config.epochs=5 --config.rules="(('head/.*', 1.0), ('.*', None))"
+              --config.guard=True trains baselines as well, and says whether the weights of config.init helped
   --debug     shows the traceback of an error
 
-Exit status: 0 done, or stopped by a signal and saved; 2 something given is wrong; 3 another process of a run of
-several was lost.
+Exit status: 0 done, or stopped by a signal and saved; 2 something given is wrong; 3 done, and --config.guard found that
+transfer hurt; 4 another process of a run of several was lost.
 """
 
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     module, config, path, workdir = _parse(argv)
     stop = _on_signal()
-    from jtl import hosts, sweep  # JAX is imported only now, so that a wrong flag is answered at once
+    from jtl import guard, hosts, sweep  # JAX is imported only now, so that a wrong flag is answered at once
     from jtl.train import Stopped, train
 
     workdir = workdir or hosts.told(lambda: _dated(path))
@@ -53,6 +54,10 @@ def _main(argv: Sequence[str]) -> int:
     try:
         if hasattr(module, 'sweep'):
             say(sweep.run(module, config, workdir, stop))
+        elif (options := guard.options(config)) is not None:
+            result, found = guard.guard(config, workdir, stop=stop, **options)
+            say(f'{sweep.outcome(workdir, result)}\n{found["line"]}')
+            return launch.HURT if found['verdict'] == 'hurt' else 0
         else:
             say(sweep.outcome(workdir, train(config, workdir, stop=stop)))
     except Stopped as e:

@@ -57,6 +57,8 @@ def _naming(name: str) -> Iterator[None]:
 def _values(config: ConfigDict, overrides: Mapping, names: Container[str], workdir: Path) -> dict:
     """The config of one run, checked before the first of them starts."""
     values = override(config, overrides)
+    if values.get('guard', False) is not False:
+        raise UserError('config.guard: guards a single run; a sweep has baselines of its own.')
     if values.get('init') in names:
         values['init'] = str(workdir / values['init'])
     parsed = parse(values)

@@ -43,6 +43,8 @@ def into(
     Raises:
         UserError: what is missing, left over or of another shape, all of it.
     """
+    if weights.fresh:
+        return params, state, dict.fromkeys(tree.flatten({**params, 'model': state.get('model', {})}), 'fresh')
     head = weights.head
     if head == 'auto':
         head = 'keep' if classes == weights.classes else 'fresh'

@@ -37,7 +37,7 @@ class Pretrained(NamedTuple):
         tokenizer: files by name, for models of text.
         antialias: whether their library resizes position embeddings with antialiasing.
         files: what was read, with the commit if it is the hub's.
-        head, missing: what `load` was told; see there.
+        head, missing, fresh: what `load` was told; see there.
     """
 
     uri: str
@@ -53,6 +53,7 @@ class Pretrained(NamedTuple):
     files: tuple[str, ...] = ()
     head: str = 'auto'
     missing: tuple[str, ...] = ()
+    fresh: bool = False
 
     def leaves(self) -> dict[str, np.ndarray]:
         """By our path: parameters, and the model's statistics below `model/`."""
@@ -66,6 +67,7 @@ def load(
     labels: str | None = None,
     ignore: tuple[str, ...] = (),
     missing: tuple[str, ...] = (),
+    fresh: bool = False,
 ) -> Pretrained:
     """Reads the weights behind a URI; see `jtl.pretrained.source`.
 
@@ -77,6 +79,8 @@ def load(
         labels: a file with the names of their classes: a line each, or JSON.
         ignore: regexes of tensors that are not wanted, by their name or by ours.
         missing: regexes of our paths that may stay fresh if the weights do not have them.
+        fresh: take the model, the preprocessing and the tokenizer alone, and leave all numbers as they were
+            initialised: training from scratch, and nothing else is different.
 
     Raises:
         UserError: nothing there, damaged, not a model that we know, or with tensors that we do not know.
@@ -90,10 +94,12 @@ def load(
         weights = _load_run(uri, result.stat().st_mtime_ns if result.exists() else 0)
     else:
         weights = _load_foreign(uri, labels, tuple(ignore), source.stamp(uri, labels))
-    return weights._replace(head=head, missing=tuple(missing))
+    return weights._replace(head=head, missing=tuple(missing), fresh=fresh)
 
 
-def check(head: str = 'auto', ignore: tuple = (), missing: tuple = (), labels: str | None = None) -> None:
+def check(
+    head: str = 'auto', ignore: tuple = (), missing: tuple = (), labels: str | None = None, fresh: bool = False
+) -> None:
     """Refuses what can be seen to be wrong before anything is opened."""
     if head not in HEADS:
         raise UserError(f'unknown config.load.head {head!r}: {nearest(head, HEADS)}')

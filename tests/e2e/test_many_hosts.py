@@ -267,6 +267,21 @@ def test_two_processes_go_on_with_the_run_of_one(cut, tmp_path):
     assert 'val accuracy' in ended[0].out and tiny.files(run) == before
 
 
+def test_two_processes_agree_that_transfer_hurt(cut, tmp_path):
+    _, one = cut
+    data = {'name': 'digits', 'val': 0.2, 'eval_batch_size': 256}
+    config = {**CUT, 'data': data, 'init': str(one), 'load': {'head': 'fresh'}, 'rules': tiny.HEAD, 'sharding': {}}
+    config |= {'optim': {'name': 'sgd', 'lr': 1e-6}, 'guard': {'seeds': 1, 'rates': (1e5,)}}  # it learns nothing
+    config |= {'steps': 15, 'eval_every': 15, 'checkpoint_every': 15}
+    path = tiny.write_config(tmp_path / 'config.py', config)
+    ended = two(tmp_path, *JTL, f'--config={path}', f'--workdir={tmp_path / "run"}')
+    assert [e.status for e in ended] == [launch.HURT] * 2, '\n'.join(e.err for e in ended)
+    assert all(launch.LOST not in e.err and 'Traceback' not in e.err for e in ended)
+    found = json.loads((tmp_path / 'run' / 'guard.json').read_text())
+    assert found['verdict'] == 'hurt' and found['scratch']['lr'] == 0.1
+    assert ended[0].out.splitlines()[-1] == found['line'] and 'guard' not in ended[1].out
+
+
 # What is wrong with one of them.
 
 

@@ -10,6 +10,7 @@ from jtl import models, run, tree
 from jtl.cli import main
 from jtl.data import Preprocess, load
 from jtl.errors import UserError
+from jtl.guard import guard
 from jtl.predict import evaluate
 from jtl.pretrained.formats import safetensors
 from jtl.pretrained.names.bert import DIALECTS
@@ -87,6 +88,17 @@ def test_a_run_on_text_is_a_start_for_another(fitted, table, tmp_path):
     assert (tmp_path / 'next' / 'model' / 'vocab.txt').exists()
     origins = (tmp_path / 'next' / 'params.txt').read_text().splitlines()
     assert all(str(fitted[0]) in line for line in origins[1:-1])
+
+
+def test_guard_trains_a_model_of_text_from_scratch(fitted, table, tmp_path):
+    given = config(table, fitted[0], steps=2, eval_every=2, report=False)
+    _, found = guard(given, tmp_path / 'run', seeds=1, rates=(1.0,))
+    assert found['examples'] == 4 and found['verdict'] == 'cannot be told'
+    scratch = tmp_path / 'run' / 'guard' / 'scratch' / 'lr=0.01' / 'seed=0'
+    origins = (scratch / 'params.txt').read_text().splitlines()
+    assert all(line.endswith('trained  fresh') for line in origins[1:-1])
+    model = lambda folder: {p.name: p.read_bytes() for p in (folder / 'model').iterdir()}
+    assert model(scratch) == model(tmp_path / 'run') and 'vocab.txt' in model(scratch)
 
 
 def test_load_tokenises_pairs(weights, tmp_path):
