@@ -6,6 +6,8 @@ Sections, all of them unless some are named:
 
     lanes   256 linear heads by SGD (16 learning rates × 4 decays × 4 seeds) on 10,000 × 1280 features of 10 classes:
             GFLOP/s beside a plain matrix product's, and seconds beside a PyTorch loop and scikit-learn
+    cache   a pass that fills the cache beside the bare forward pass, ResNet-50 on 224 px; and an epoch of training a
+            head, from the cache, beside one that runs the backbone
     heads   heads in closed form and by L-BFGS, fitted and scored, beside scikit-learn
 
 A round takes every way once; a row has the median and the range of its seconds, and of the ratio to the row's
@@ -13,12 +15,15 @@ reference in the same round. The table is printed, and saved with every single t
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -209,7 +214,76 @@ def heads_section(quick: bool, rounds: int) -> list[dict]:
     return rows
 
 
-SECTIONS = {'lanes': lanes_section, 'heads': heads_section}
+# The cache.
+
+
+def cache_section(quick: bool, rounds: int) -> list[dict]:
+    """Pictures are in memory, as they come from a folder; the bare pass has its batches ready."""
+    from jtl.config import parse
+    from jtl.models.layers import FEATURES
+    from jtl.plan import make_plan
+    from jtl.probe import attach
+    from jtl.probe import features as passes
+    from jtl.start import loaded
+    from jtl.step import TrainState, compile_slots, compile_step
+
+    n, model, size = (128, 'resnet20', 32) if quick else (256, 'resnet50', 224)
+    rng, folder = np.random.default_rng(0), Path(tempfile.mkdtemp())
+    np.savez(
+        folder / 'pictures.npz',
+        train_images=rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8),
+        train_labels=np.arange(n) % CLASSES,
+    )
+    plan = make_plan(
+        parse(
+            {
+                'data': {'name': f'npz:{folder / "pictures.npz"}', 'val': 0.0, 'test': 0.0},
+                'model': {'name': model},
+                'batch_size': passes.BATCH,
+                'epochs': 1.0,
+                'rules': passes.HEAD_ONLY,
+                'cache': {'folder': str(folder / 'epochs')},
+            }
+        )
+    )
+    params, state, _ = loaded(plan, jax.random.key(0))
+    of = passes.frozen(plan, params, state)
+    ready = [{'image': batch['image']} for batch in plan.data.plain('train')]
+    forward, fresh = passes._compiled(of.model, (FEATURES,), 'mean'), itertools.count()
+    quietly = dict(say=lambda text: None, quiet=True)
+
+    def fill():
+        passes.ensure(of, 'train', np.arange(n), folder=str(folder / str(next(fresh))), **quietly)
+
+    def epoch(plan, times=1):
+        update = compile_step(plan.method, plan.phases[0], plan.optim, plan.layout)
+        ts = TrainState(jnp.int32(0), jax.random.key(0), *jax.tree.map(jnp.copy, (params, state)), *slots(params))
+        for _ in range(times):
+            for batch in plan.data.train(0, n // passes.BATCH):
+                ts, measured = update(ts, batch, plan.rates)
+        return measured
+
+    slots = compile_slots(plan.phases[0], plan.optim, plan.layout)
+    kept, many = attach.cached(plan, params, state, **quietly), 50
+    ways = {
+        'forward': lambda: [forward(of.variables, batch) for batch in ready],
+        'pass': fill,
+        'backbone': lambda: epoch(plan),
+        'cached': lambda: epoch(kept, many),
+    }
+    seconds = in_turn(ways, min(rounds, 3))
+    shutil.rmtree(folder)
+    note = f'{n} pictures of {size} px, {model}'
+    cached = [s / many for s in seconds['cached']]
+    return [
+        row(f'bare forward pass: {note}', seconds['forward']),
+        row('the same, read, normalised, computed, checked and written', seconds['pass'], seconds['forward']),
+        row(f'an epoch of the head, through the backbone: {note}', seconds['backbone']),
+        row(f'an epoch of the head, from the cache; mean of {many}', cached, seconds['backbone']),
+    ]
+
+
+SECTIONS = {'lanes': lanes_section, 'heads': heads_section, 'cache': cache_section}
 
 
 # The table.

@@ -9,6 +9,8 @@ lock              while a process works in the folder: which one
 predictions.npz   index, label and logits of the test split
 model/            architecture, class names, preprocessing, tokenizer: with a checkpoint, all that prediction needs
 report.html       the page, and its pictures as PNG
+guard/            with config.guard: the baselines, runs of their own; guard.json says how they compare
+probe.json        of jtl probe: every head that was tried
 """
 
 import contextlib

@@ -211,7 +211,12 @@ def _folders(name: str) -> tuple:
 
 
 def _content(name: str, source: Source, then: str, memory: Path | None = None) -> str:
-    """The hash of what was opened, not of what may lie there by now."""
+    """The hash of what was opened, not of what may lie there by now.
+
+    Of a source that names no files, it is that of its examples.
+    """
+    if not source.files:
+        return content.examples(split.get(i) for split in source.splits.values() for i in range(len(split.labels)))
     found = content.content(source.files, memory)
     if content.stamp(source.files) != then:
         raise UserError(f'{name}: files changed since they were opened; start again once they stay as they are.')

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from jtl.errors import UserError
 
@@ -32,6 +34,15 @@ def content(files: Sequence[str], memory: Path | None = None) -> str:
         temporary.write_text(found)
         temporary.replace(known)
     return found
+
+
+def examples(of: Iterable[Mapping[str, np.ndarray]]) -> str:
+    """The same of examples as they are decoded, which takes longer."""
+    digest = hashlib.sha256()
+    for example in of:
+        for name, value in sorted(example.items()):
+            digest.update(f'{name} {value.shape} {value.dtype}'.encode() + np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def stamp(files: Sequence[str]) -> str:

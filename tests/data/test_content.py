@@ -2,9 +2,10 @@
 
 import os
 
+import numpy as np
 import pytest
 
-from jtl.data.content import content
+from jtl.data.content import content, examples
 from jtl.errors import UserError
 
 
@@ -46,3 +47,9 @@ def test_content_does_not_believe_a_broken_memory(tmp_path):
 def test_content_names_a_file_that_is_gone(tmp_path):
     with pytest.raises(UserError, match='gone: cannot be read'):
         content([str(tmp_path / 'gone')])
+
+
+def test_examples_are_told_apart_by_values_shapes_and_order():
+    a, b = np.zeros((2, 3), np.uint8), np.ones((2, 3), np.uint8)
+    made = [examples({'image': x} for x in order) for order in ([a, b], [b, a], [a], [a.reshape(3, 2), b])]
+    assert len(set(made)) == 4 and made[0] == examples(iter([{'image': a.copy()}, {'image': b}]))
