@@ -4,8 +4,9 @@
     python experiments/readme.py --check quickstart=runs/quickstart     # a diff, and exit status 1 if README differs
 
 What stands between `<!-- results:NAME -->` and `<!-- end -->` is replaced. `quickstart` is the folder of a sweep, whose
-RESULTS.md and results.png `jtl.compare` wrote; `parity` is the file that tests/parity wrote; any other NAME is a folder
-of plain runs, a table row each. Of paths only the last part is shown.
+RESULTS.md and results.png `jtl.compare` wrote; `parity` is the file that tests/parity wrote, `probe` the log of
+experiments/probe_table.py; any other NAME is a folder of plain runs, a table row each. Of paths only the last part is
+shown.
 """
 
 import argparse
@@ -26,6 +27,10 @@ Z = 1.959964  # the 97.5 % point of the normal distribution
 HEAD = (
     'run', 'data', 'labels a class', 'rules', 'init', 'updates', 'test accuracy, %', 'trained parameters', 'minutes'
 )  # fmt: skip
+PROBE = (
+    'data', 'source', 'best head', 'layer', 'test accuracy, %', 'ridge on features, %', 'pass, s', 'heads, s'
+)  # fmt: skip
+DATA = ('catsdogs', 'flowers17', 'pneumonia', 'cifar10-100', 'cifar10-1000', 'cifar10-10000')
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -49,8 +54,8 @@ def update(root: Path, results: Sequence[str], check: bool = False) -> int:
         if not name or not folder:
             raise UserError(f'{given!r}: expected NAME=FOLDER, e.g. quickstart=runs/quickstart.')
         folder = Path(folder)
-        if name == 'parity':
-            new = between(new, name, parity(folder))
+        if name in FILES:
+            new = between(new, name, FILES[name](folder))
             continue
         if not folder.is_dir():
             raise UserError(f'{folder}: no such folder (for {name}).')
@@ -108,6 +113,61 @@ def parity(file: Path) -> str:
     lines = [['', *libraries], ['---'] * (1 + len(libraries)), *cells]
     counted = f'{len(rows)} comparisons in {len({r["test"] for r in rows})} tests.'
     return '\n'.join([*('| ' + ' | '.join(line) + ' |' for line in lines), '', counted])
+
+
+def probe(file: Path) -> str:
+    """A Markdown table, a row a data set and source, of the log that experiments/probe_table.py wrote."""
+    try:
+        cells = [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()]
+    except (OSError, ValueError) as e:
+        raise UserError(f'{file}: expected the log of experiments/probe_table.py ({e}).') from e
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for cell in sorted(cells, key=lambda cell: (DATA.index(cell['data']), cell['seed'])):
+        groups.setdefault((cell['data'], cell['source']), []).append(cell)
+    rows = [PROBE, ['---'] * len(PROBE), *(probe_row(*names, group) for names, group in groups.items())]
+    facts = [distinct(cell[key] for cell in cells) for key in ('hardware', 'versions', 'version', 'commit')]
+    notes = [
+        'Head, setting and layer are chosen without the test split. In brackets: 95 % intervals for the number of test '
+        'examples (Wilson), or, of several draws of the labels, lowest and highest. Ridge is that on the final '
+        'features, its penalty chosen likewise. Seconds: one pass over all pictures for all layers; trying all heads. '
+        '`joined` is the last layer of each width, together. The CIFAR ResNets were trained on CIFAR-10, with all its '
+        'labels: their rows there are no transfer. ImageNet has cats and dogs among its classes.',
+        *(pneumonia(source, group[0]) for (data, source), group in groups.items() if data == 'pneumonia'),
+        'Hardware: {}. Versions: {}; jtl {}, commit {}.'.format(*facts),
+    ]
+    return '\n'.join([*('| ' + ' | '.join(map(str, row)) + ' |' for row in rows), '', '\n\n'.join(notes)])
+
+
+def probe_row(data: str, source: str, cells: list[dict]) -> list[str]:
+    """The cells of one data set and source, over the draws of the labels."""
+    chosen = distinct(f'{c["chosen"]["head"]} ({c["chosen"]["said"]})' for c in cells)
+    passed = sum(c['computed']['seconds'] for c in cells)
+    return [
+        data,
+        f'{source}, {cells[0]["size"]} px',
+        chosen,
+        distinct(c['chosen']['layer'] for c in cells),
+        spread([c['test'] for c in cells]),
+        spread([c['ridge']['test'] for c in cells]),
+        f'{passed:.0f}' if passed else '–',
+        f'{sum(c["seconds"]["heads"] for c in cells) / len(cells):.0f}',
+    ]
+
+
+def spread(tests: list[dict]) -> str:
+    """Accuracy in percent: one with its interval, or the mean of several with the lowest and the highest."""
+    values = [test['accuracy']['value'] for test in tests]
+    low, high = (
+        (tests[0]['accuracy'][key] for key in ('low', 'high')) if len(tests) == 1 else (min(values), max(values))
+    )
+    return f'{100 * np.mean(values):.1f} [{100 * low:.1f}, {100 * high:.1f}]'
+
+
+def pneumonia(source: str, cell: dict) -> str:
+    """What else there is to say where one class is rare."""
+    said = [f'{what} {cell["test"][key]["value"]:.3f} [{cell["test"][key]["low"]:.3f}, {cell["test"][key]["high"]:.3f}]'
+            for key, what in (('f1_macro', 'macro-F1'), ('auroc', 'AUROC'))]  # fmt: skip
+    return f'PneumoniaMNIST, {source}: ' + ', '.join(said) + '.'
 
 
 def relative(text: str) -> str:
@@ -207,6 +267,9 @@ def read(path: Path) -> dict:
         return json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:
         raise UserError(f'{path}: cannot be read ({e}).') from e
+
+
+FILES = {'parity': parity, 'probe': probe}  # by NAME: logs that are one file
 
 
 if __name__ == '__main__':

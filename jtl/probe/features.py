@@ -91,12 +91,13 @@ def features(
     pool: str = 'mean',
     folder: str | None = None,
     say: Callable[[str], None] = print,
+    quiet: bool = False,
 ) -> dict[str, dict[str, np.ndarray]]:
     """`{split: {layer: float32 [N, …]}}` of `splits` (None is all), in the order of the examples of each split."""
     found = {}
     for split in splits or of.data.sizes:
         where, index = of.data.parts[split]
-        entry, _ = ensure(of, where, index, layers, pool=pool, folder=folder, say=say)
+        entry, _ = ensure(of, where, index, layers, pool=pool, folder=folder, say=say, quiet=quiet)
         found[split] = {layer: entry.read(layer)[index] for layer in layers}
     return found
 
