@@ -12,6 +12,8 @@ COMMANDS = {  # name: (module, function(arguments) -> exit status, what it does)
     'inspect': ('jtl.pretrained.inspect', 'main', 'what is in a checkpoint, and what model it is taken for'),
     'convert': ('jtl.pretrained.convert', 'main', 'write weights as another library names them, or as a run'),
     'features': ('jtl.probe.extract', 'main', 'features of a frozen backbone, computed once and kept'),
+    'probe': ('jtl.probe.fit', 'main', 'the best head on frozen features, written as a run'),
+    'advise': ('jtl.probe.advise', 'main', 'which source to transfer from, which block, and what it costs'),
     'prepare': ('jtl.data.prepare', 'main', 'download and prepare a data set of the TFDS catalogue'),
 }
 

@@ -61,16 +61,16 @@ def write(run: Path | str, pictures: Callable[[int], np.ndarray | None] | None =
     result, metrics = read_json(run / 'result.json'), read_metrics(run / 'metrics.jsonl')
     page = [_headline(run, result, metrics)]
     if figure := curves(metrics, result.get('step')):
-        page += ['<h2>Training</h2>', _plot(figure, run / 'curves.png')]
+        page += ['<h2>Training</h2>', figure_html(figure, run / 'curves.png')]
     seen = _seen(run)
     if seen is not None:
         found = dict(classification.run(seen))
         if 'confusion' in found:
-            drawn = _plot(confusion(found['confusion'], seen.classes), run / 'confusion.png')
+            drawn = figure_html(confusion(found['confusion'], seen.classes), run / 'confusion.png')
             page += ['<h2>Confusion</h2>', drawn, _confused(found, seen.classes)]
         worst = mistakes(seen, pictures) if pictures and 'confusion' in found else []
         if worst:
-            page += ['<h2>Most confident mistakes</h2>', _plot(_gallery(worst), run / 'mistakes.png')]
+            page += ['<h2>Most confident mistakes</h2>', figure_html(_gallery(worst), run / 'mistakes.png')]
         page += ['<h2>Classes</h2>', _per_class(found, seen.classes)]
     page += _details(run, result.get('params') or {})
     head = f'{TOP}<title>{html.escape(run.resolve().name)}</title><style>{STYLE}</style></head><body>'
@@ -106,7 +106,7 @@ def curves(metrics: dict, selected: int | None = None) -> Figure | None:
                 ax.plot(steps, values, '.-' if len(steps) <= 30 else '-', color=colour, lw=1.6, label=split)
         if selected is not None:
             ax.axvline(selected, color=GREY, lw=0.9, ls=':', label='selected')
-        _tidy(ax, panels[name], 'step')
+        tidy(ax, panels[name], 'step')
         if name == here[0]:
             ax.legend(frameon=False, fontsize=8)
     return figure
@@ -124,7 +124,7 @@ def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     image = ax.imshow(share, cmap='Blues', norm=PowerNorm(0.5, 0, 1))
     ticks = range(0, K, -(-K // 100))  # beyond 100 classes, not every name
-    names, size = [_text(classes[k]) for k in ticks], float(np.clip(13 - K / 6, 5, 9))
+    names, size = [plain_text(classes[k]) for k in ticks], float(np.clip(13 - K / 6, 5, 9))
     ax.set_xticks(ticks, names, rotation=90 if max(map(len, names)) * 0.075 > (side - 1.5) / K else 0, fontsize=size)
     ax.set_yticks(ticks, names, fontsize=size)
     ax.tick_params(length=0)
@@ -165,15 +165,15 @@ def comparison(lines: list[dict], label: str, unit: str, level: float | None, ti
         rows = [line for line in lines if line['method'] == method]
         x = [line['across'] if log else xs.index(line['across']) for line in rows]
         y, half = (100 * np.array([line[key] for line in rows]) for key in ('mean', 'half'))
-        (drawn,) = ax.plot(x, y, marker='o', markersize=5, lw=1.8, label=_text(method))
+        (drawn,) = ax.plot(x, y, marker='o', markersize=5, lw=1.8, label=plain_text(method))
         ax.fill_between(x, y - half, y + half, color=drawn.get_color(), alpha=0.15, lw=0)
     if level is not None:
         ax.axhline(100 * level, color=GREY, lw=1, ls='--', label='most frequent class')
     if log:
         ax.set_xscale('log')
-    ax.set_xticks(xs if log else range(len(xs)), [_text(str(x)) for x in xs])
+    ax.set_xticks(xs if log else range(len(xs)), [plain_text(str(x)) for x in xs])
     ax.minorticks_off()
-    _tidy(ax, title, unit)
+    tidy(ax, title, unit)
     ax.set_ylabel(label, color=GREY)
     ax.legend(frameon=False, fontsize=9)
     return figure
@@ -186,15 +186,15 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=150)
 
 
-def _tidy(ax, title: str, xlabel: str) -> None:
-    ax.set_title(_text(title, 80), fontsize=10, loc='left')
-    ax.set_xlabel(_text(xlabel, 80), color=GREY)
+def tidy(ax, title: str, xlabel: str) -> None:
+    ax.set_title(plain_text(title, 80), fontsize=10, loc='left')
+    ax.set_xlabel(plain_text(xlabel, 80), color=GREY)
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(alpha=0.25, lw=0.6)
     ax.tick_params(labelsize=8, colors=GREY)
 
 
-def _text(name: str, most: int = 20) -> str:
+def plain_text(name: str, most: int = 20) -> str:
     """A name for a figure: shortened, and with no formula in it."""
     return (name if len(name) <= most else name[: most - 1] + '…').replace('$', r'\$')
 
@@ -208,7 +208,7 @@ def _gallery(worst: list) -> Figure:
         ax.axis('off')
     for ax, (picture, true, predicted, p) in zip(figure.axes, worst):
         ax.imshow(picture, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
-        ax.set_title(f'{_text(true)}\n→ {_text(predicted)}  {100 * p:.0f} %', fontsize=10.5, color='#808893')
+        ax.set_title(f'{plain_text(true)}\n→ {plain_text(predicted)}  {100 * p:.0f} %', fontsize=10.5, color='#808893')
     return figure
 
 
@@ -244,16 +244,18 @@ def _confused(found: dict, classes: tuple[str, ...], most: int = 8) -> str:
     order = np.argsort(-wrong, axis=None, kind='stable')[:most]
     pairs = [(i, j) for i, j in zip(*np.unravel_index(order, wrong.shape)) if wrong[i, j]]
     rows = [(classes[i], classes[j], wrong[i, j], f'{100 * wrong[i, j] / found["support"][i]:.0f} %') for i, j in pairs]
-    return _table(('true', 'most often taken for', 'times', 'of the class'), rows) if rows else '<p>No mistakes.</p>'
+    return (
+        table_html(('true', 'most often taken for', 'times', 'of the class'), rows) if rows else '<p>No mistakes.</p>'
+    )
 
 
 def _per_class(found: dict, classes: tuple[str, ...]) -> str:
     names = ('precision', 'recall', 'f1')
     rows = [(c, *(f'{found[n][k]:.3f}' for n in names), found['support'][k]) for k, c in enumerate(classes)]
-    return _table(('class', *names, 'examples'), rows)
+    return table_html(('class', *names, 'examples'), rows)
 
 
-def _table(head: tuple, rows: list[tuple]) -> str:
+def table_html(head: tuple, rows: list[tuple]) -> str:
     line = lambda tag, row: '<tr>' + ''.join(f'<{tag}>{html.escape(str(x))}</{tag}>' for x in row) + '</tr>'
     return '<div class="wide"><table>' + line('th', head) + ''.join(line('td', row) for row in rows) + '</table></div>'
 
@@ -279,7 +281,7 @@ def _seen(run: Path) -> Seen | None:
     return Seen(outputs, tuple(map(str, classes if len(classes) == K else range(K))), None, None)
 
 
-def _plot(figure: Figure, path: Path) -> str:
+def figure_html(figure: Figure, path: Path) -> str:
     save(figure, path)
     inside = 'data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode()
     style = f'--width: {figure.get_size_inches()[0] * 85:.0f}px'

@@ -36,16 +36,25 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 def sections(data: str, given: Sequence[str]) -> dict[str, Any]:
     """A config from `--data` and each `--set`."""
-    overrides = {}
+    return config.override({'data': {'name': data}}, values(given, '--set '))
+
+
+def values(given: Sequence[str], where: str) -> dict[str, Any]:
+    """`['preprocess.size=96']` -> `{'preprocess.size': 96}`.
+
+    Args:
+        where: how the message begins that refuses one.
+    """
+    found = {}
     for item in given:
         key, equals, text = item.partition('=')
         if not equals or not key:
-            raise UserError(f'--set {item}: expected KEY=VALUE, e.g. --set preprocess.size=96.')
+            raise UserError(f'{where}{item}: expected KEY=VALUE, e.g. preprocess.size=96.')
         try:
-            overrides[key] = ast.literal_eval(text)
+            found[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            overrides[key] = text
-    return config.override({'data': {'name': data}}, overrides)
+            found[key] = text
+    return found
 
 
 def chosen(of: Frozen, wanted: str) -> tuple[str, ...]:
