@@ -32,6 +32,7 @@ MAY_CHANGE = (  # when a run goes on: where and how it is computed, not what
     'config.sharding',
     'config.init',  # the path; a hash of the weights is compared
     'config.cache.folder',
+    'config.cache.use',
     'config.data.threads',
     'config.data.workers',
     'config.data.cache_mb',
@@ -186,7 +187,8 @@ def as_json(config: Config | Mapping) -> dict:
 def essential(config: Mapping, prefix: str = 'config') -> dict:
     """A config without what may change when a run goes on."""
     kept = {key: value for key, value in config.items() if f'{prefix}.{key}' not in MAY_CHANGE}
-    return {k: essential(v, f'{prefix}.{k}') if isinstance(v, Mapping) else v for k, v in kept.items()}
+    kept = {k: essential(v, f'{prefix}.{k}') if isinstance(v, Mapping) else v for k, v in kept.items()}
+    return {k: v for k, v in kept.items() if k != 'cache' or v}  # runs of before there was one have none
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = 'config') -> list[str]:

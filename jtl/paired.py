@@ -32,6 +32,8 @@ def commonest(label: np.ndarray, share: float | None) -> np.ndarray:
     if label.ndim == 2:
         truth = label > 0.5
         return (truth == (truth.mean(0) > 0.5)).mean(1)
+    if share == 0:  # it is not among these
+        return np.zeros(len(label))
     shares = np.bincount(label) / len(label)
     return (label == np.abs(shares - (shares.max() if share is None else share)).argmin()).astype(np.float64)
 

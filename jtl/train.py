@@ -90,12 +90,17 @@ def train(
         if result is None:
             asked = hosts.asked_anywhere(stop)
             ts, host = begin(plan, workdir, record, say)
-            plan = attach.cached(plan, ts.params, ts.state, say, quiet)
+            plan = attach.cached(plan, ts.params, ts.state, say, quiet, functools.partial(end_if, asked))
             ts, host, timing = fit(plan, ts, host, workdir, asked, quiet)
             result = finish(plan, ts, host, timing, workdir, asked)
         if hosts.is_first():
             write_report(plan, workdir)
     return result
+
+
+def end_if(asked: Callable[[], bool]) -> None:
+    if asked():
+        raise Stopped('stopped while features were computed; those that were are kept')
 
 
 def claim(plan: Plan, workdir: Path, record: dict, held: contextlib.ExitStack) -> dict | None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jtl.paired import bootstrap_difference, mcnemar
+from jtl.paired import bootstrap_difference, commonest, mcnemar
 
 
 def pairs(both, a_alone, b_alone, neither):
@@ -107,3 +107,7 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says():
     print(f'missed {missed} of 200')
     assert missed <= 20
     assert missed >= 1  # not all by being wide
+
+
+def test_commonest_of_a_class_that_is_not_there_is_never_right():
+    assert commonest(np.array([0] * 5 + [1] * 95), 0.0).sum() == 0

@@ -43,6 +43,7 @@ class Data(NamedTuple):
         augment: what is done to training pictures, in order.
         parts: by split, the split of the source that its examples are in, and which ones.
         labels: by split of the source, those of all its examples.
+        order: step -> `(examples, epochs)`, [B], of a training batch.
         inputs: `(examples [B] of a split of the source, epochs [B] or None)` -> inputs of a model, by that split.
         content: a folder to remember it in -> a hash of every byte that the data is read from.
         serve: `(train, plain)` -> the same data with other inputs: `train` for training batches, and for passes over a
@@ -61,6 +62,7 @@ class Data(NamedTuple):
     augment: tuple
     parts: Division
     labels: dict[str, np.ndarray]
+    order: Callable[[int], tuple[np.ndarray, np.ndarray]]
     inputs: dict[str, Callable[..., dict]]
     content: Callable[[Path | None], str]
     serve: Callable[..., 'Data']
@@ -126,10 +128,12 @@ def load(
         return source.splits[parts[split][0]].get(index).get('image')
 
     def serve(train_inputs: Callable, plain_inputs: Mapping[str, Callable], threads: int, workers: int) -> Data:
-        def train(start: int, stop: int, share: Share = WHOLE) -> Iterator[dict]:
+        def batches(share: Share) -> TrainBatch:
             where, index = parts['train']
-            make = TrainBatch(train_inputs, source.splits[where].labels, index, batch_size, seed, share)
-            return stream(make, start, stop, threads, workers)
+            return TrainBatch(train_inputs, source.splits[where].labels, index, batch_size, seed, share)
+
+        def train(start: int, stop: int, share: Share = WHOLE) -> Iterator[dict]:
+            return stream(batches(share), start, stop, threads, workers)
 
         def plain(split: str, share: Share = WHOLE) -> Iterator[dict]:
             where, index = parts[split]
@@ -150,6 +154,7 @@ def load(
             augment=augment,
             parts=parts,
             labels={split: s.labels for split, s in source.splits.items()},
+            order=batches(WHOLE).order,
             inputs=inputs,
             content=functools.partial(_content, name, source, stamp),
             serve=functools.partial(serve, threads=0, workers=0),

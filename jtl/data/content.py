@@ -1,5 +1,6 @@
 """A hash of all that a data set is read from, so that what was computed from it can be told from what was not."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,18 +23,31 @@ def content(files: Sequence[str], memory: Path | None = None) -> str:
     """
     files = sorted(files)
     try:
-        known = memory and memory / f'{stamp(files)}.txt'
-        if known and known.exists() and len(text := known.read_text()) == 64:
-            return text
+        now = stamp(files)
+        known = memory and memory / f'{now}.txt'
+        with contextlib.suppress(OSError):
+            if known and (found := _believed(known.read_bytes(), now)):
+                return found
         found = _read(files)
     except OSError as e:
         raise UserError(f'{e.filename}: cannot be read: {e.strerror}.') from e
     if known:
-        memory.mkdir(parents=True, exist_ok=True)
-        temporary = known.with_suffix(f'.{os.getpid()}')
-        temporary.write_text(found)
-        temporary.replace(known)
+        with contextlib.suppress(OSError):  # then it is not remembered
+            memory.mkdir(parents=True, exist_ok=True)
+            temporary = known.with_suffix(f'.{os.getpid()}')
+            temporary.write_text(f'{found} {_seal(now, found)}')
+            temporary.replace(known)
     return found
+
+
+def _believed(text: bytes, now: str) -> str | None:
+    """The hash in a memory, unless it is damaged."""
+    found, _, seal = text.decode('ascii', 'replace').partition(' ')
+    return found if seal == _seal(now, found) else None
+
+
+def _seal(now: str, found: str) -> str:
+    return hashlib.sha256(f'{now} {found}'.encode()).hexdigest()
 
 
 def examples(of: Iterable[Mapping[str, np.ndarray]]) -> str:

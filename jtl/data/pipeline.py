@@ -171,10 +171,14 @@ class TrainBatch:
     share: Share = Share()
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
+        return _labelled(self.inputs, self.labels, *self.order(step))
+
+    def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """`(examples, epochs)` of the batch, [B / parts]."""
         position = self.share.of(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
         epoch, place = np.divmod(position, len(self.index))
         chosen = np.array([_permutation(self.seed, int(e), len(self.index))[p] for e, p in zip(epoch, place)])
-        return _labelled(self.inputs, self.labels, self.index[chosen], epoch)  # [B / parts]
+        return self.index[chosen], epoch
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -17,8 +17,8 @@ from jtl.errors import UserError
 from jtl.models import layers as taps
 from jtl.models.layers import FEATURES
 from jtl.plan import Plan, example
-from jtl.probe.cache import USES, caching
-from jtl.probe.features import ensure, frozen
+from jtl.probe.cache import USES, Caching, Unusable, caching
+from jtl.probe.features import Frozen, ensure, frozen
 
 PyTree = Any
 
@@ -70,26 +70,47 @@ def obstacle(plan: Plan) -> str | None:
     return None
 
 
-def cached(plan: Plan, params: PyTree, state: PyTree, say: Callable[[str], None], quiet: bool) -> Plan:
+def cached(
+    plan: Plan,
+    params: PyTree,
+    state: PyTree,
+    say: Callable[[str], None],
+    quiet: bool,
+    pulse: Callable[[], None] = lambda: None,
+) -> Plan:
     """The plan with cached features in the place of what the backbone reads, if nothing speaks against it.
 
     Args:
         params, state: as the run has them; the backbone in them stays as it is.
         say: is told in one line how many features were read and how many were computed.
+        pulse: called now and then; what it raises ends the pass, whose rows are kept.
     """
     if obstacle(plan):
         return plan
-    options, of = caching(**plan.config.cache), frozen(plan, params, state)
-    counts = []
+    options = caching(**plan.config.cache)
+    try:
+        return _served(plan, frozen(plan, params, state), options, say, quiet, pulse)
+    except Unusable as e:
+        if options.use == 'always' or options.views:
+            raise
+        say(f'The backbone is frozen, but its features are not kept: {e}')
+        return plan
+
+
+def _served(plan: Plan, of: Frozen, options: Caching, say: Callable, quiet: bool, pulse: Callable) -> Plan:
+    steps, batch_size, counts = plan.steps, plan.config.batch_size, []
 
     def kept(split: str, epoch: int | None = None) -> np.ndarray:
         where, index = plan.data.parts[split]
-        entry, counted = ensure(of, where, index, epoch=epoch, folder=options.folder, say=say, quiet=quiet)
+        if split == 'train' and steps * batch_size < len(index):  # not all of them are met
+            index = np.unique([plan.data.order(step)[0] for step in range(steps)])
+        how = {'epoch': epoch, 'folder': options.folder, 'say': say, 'quiet': quiet, 'pulse': pulse}
+        entry, counted = ensure(of, where, index, **how)
         counts.append(counted)
         return entry.read(FEATURES)
 
     plain = {split: Embedding((kept(split),)) for split in plan.data.parts if split != 'train' or not plan.data.augment}
-    epochs = math.ceil(plan.steps * plan.config.batch_size / plan.data.sizes['train'])
+    epochs = math.ceil(steps * batch_size / plan.data.sizes['train'])
     views = tuple(kept('train', epoch) for epoch in range(min(options.views or 1, epochs))) if plan.data.augment else ()
     read, computed, _ = map(sum, zip(*counts))
     say(f'The backbone is frozen: features of {read} examples come from the cache, of {computed} are computed, once.')

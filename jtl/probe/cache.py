@@ -12,7 +12,6 @@ Legend: N examples of a split of the source.
 
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import math
@@ -31,6 +30,14 @@ from jtl.errors import UserError, nearest
 DONE = 1 << 32  # beside the CRC-32 of a row, so that 0 is a row that nobody wrote
 FORMAT = 1
 USES = ('auto', 'always', 'never')
+
+
+class Unusable(UserError):
+    """The cache cannot be written to, or is full."""
+
+
+class Spoilt(UserError):
+    """What a pass has computed is not to be kept."""
 
 
 class Caching(NamedTuple):
@@ -106,6 +113,7 @@ def ensure(
     rows: np.ndarray,
     compute: Callable[[np.ndarray], Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]]],
     say: Callable[[str], None] = print,
+    pulse: Callable[[], None] = lambda: None,
 ) -> Counted:
     """All of `rows` of all layers are there and whole; those that are not are computed.
 
@@ -115,25 +123,32 @@ def ensure(
         rows: numbers of examples, ascending.
         compute: those that are to be computed -> pieces `(rows [B], {layer: [B, …]})`.
         say: is told of waiting and of damage.
+        pulse: called now and then; what it raises ends the wait, or the pass.
 
     Raises:
-        UserError: the disk is full, or cannot be written to; what was computed is kept.
+        Unusable: the disk is full, or cannot be written to; what was computed is kept.
     """
-    with _telling(entry.folder), _alone(entry, say):
-        for layer in entry.shapes:
-            _make(entry, layer)
-        there, damaged = np.ones(len(rows), bool), np.zeros(len(rows), bool)
-        for layer in entry.shapes:
-            whole, broken = _check(entry, layer, rows)
-            there, damaged = there & whole, damaged | broken
+    there, _ = _look(entry, rows)
+    if there.all():  # nothing to write, nobody to wait for
+        return Counted(len(rows), 0, 0)
+    with contextlib.ExitStack() as held:
+        with _telling(entry.folder):
+            held.enter_context(_alone(entry, say, pulse))
+            for layer in entry.shapes:
+                _make(entry, layer)
+            there, damaged = _look(entry, rows)
+            opened = _open(entry, held)
         if damaged.any():
             say(f'{entry.folder}: {damaged.sum()} of {len(rows)} rows are damaged; they are computed again.')
         wanted = rows[~there]
-        if len(wanted):
-            with contextlib.ExitStack() as opened:
-                write = functools.partial(_write, _open(entry, opened))
-                for part, values in compute(wanted):
-                    write(part, values)
+        try:
+            for part, values in compute(wanted) if len(wanted) else ():
+                with _telling(entry.folder):
+                    _write(opened, part, values)
+                pulse()
+        except Spoilt:
+            _forget(opened, wanted)
+            raise
         return Counted(int(there.sum()), len(wanted), int(damaged.sum()))
 
 
@@ -160,11 +175,11 @@ def _telling(folder: Path) -> Iterator[None]:
             raise
         else:
             what = f'cannot be written to: {e.strerror or e}'
-        raise UserError(f'{folder}: {what}. $JTL_CACHE or config.cache.folder names another place.') from e
+        raise Unusable(f'{folder}: {what}. $JTL_CACHE or config.cache.folder names another place.') from e
 
 
 @contextlib.contextmanager
-def _alone(entry: Entry, say: Callable[[str], None]) -> Iterator[None]:
+def _alone(entry: Entry, say: Callable[[str], None], pulse: Callable[[], None]) -> Iterator[None]:
     """The entry is this process's until the end; its folder is made."""
     entry.folder.mkdir(parents=True, exist_ok=True)
     waiting = False
@@ -176,6 +191,7 @@ def _alone(entry: Entry, say: Callable[[str], None]) -> Iterator[None]:
             if not waiting:
                 say(f'{entry.folder}: waits for another process, which computes features of the same kind.')
             waiting = True
+            pulse()
             time.sleep(0.1)
     with lock:
         if not (entry.folder / 'entry.json').exists():
@@ -187,16 +203,20 @@ def _alone(entry: Entry, say: Callable[[str], None]) -> Iterator[None]:
 
 def _make(entry: Entry, layer: str) -> None:
     """Both files of a layer, of the right length; holes where nothing is written yet."""
-    for suffix, dtype, shape in (('.npy', '<f4', entry.shapes[layer]), ('.sum', '<u8', ())):
-        path, header = entry.file(layer, suffix), _header(dtype, (entry.size, *shape))
-        length = len(header) + entry.size * math.prod(shape) * np.dtype(dtype).itemsize
-        mode = 'r+b' if path.exists() else 'w+b'
-        with open(path, mode) as f:
+    for path, header, length in _expected(entry, layer):
+        with open(path, 'r+b' if path.exists() else 'w+b') as f:
             if f.read(len(header)) != header:
                 f.seek(0)
                 f.write(header)
             if os.fstat(f.fileno()).st_size != length:
                 f.truncate(length)
+
+
+def _expected(entry: Entry, layer: str) -> Iterator[tuple[Path, bytes, int]]:
+    """`(path, header, length)` of both files of a layer."""
+    for suffix, dtype, shape in (('.npy', '<f4', entry.shapes[layer]), ('.sum', '<u8', ())):
+        header = _header(dtype, (entry.size, *shape))
+        yield entry.file(layer, suffix), header, len(header) + entry.size * math.prod(shape) * int(dtype[-1])
 
 
 def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
@@ -206,15 +226,31 @@ def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return b'\x93NUMPY\x01\x00' + len(padded).to_bytes(2, 'little') + padded
 
 
+def _look(entry: Entry, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`(whole, damaged)`: which rows are as they were written in all layers, and which are no longer in some."""
+    whole, damaged = np.ones(len(rows), bool), np.zeros(len(rows), bool)
+    for layer in entry.shapes:
+        fine, written = _check(entry, layer, rows)
+        whole, damaged = whole & fine, damaged | written & ~fine
+    return whole, damaged
+
+
 def _check(entry: Entry, layer: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`(whole, damaged)`: which rows are as they were written, and which are no longer."""
-    sums, shape = np.load(entry.file(layer, '.sum'))[rows], entry.shapes[layer]
-    start, length = len(_header('<f4', (entry.size, *shape))), 4 * math.prod(shape)
-    whole = np.zeros(len(rows), bool)
-    with open(entry.file(layer), 'rb', buffering=0) as f:
-        for i in np.flatnonzero(sums):
-            whole[i] = sums[i] == _sum(os.pread(f.fileno(), length, start + int(rows[i]) * length))
-    return whole, (sums != 0) & ~whole
+    """`(whole, written)`, by the checksums; nothing counts in files that are not as `_make` leaves them."""
+    whole, shape = np.zeros(len(rows), bool), entry.shapes[layer]
+    try:
+        for path, header, length in _expected(entry, layer):
+            with open(path, 'rb') as f:
+                if f.read(len(header)) != header or os.fstat(f.fileno()).st_size != length:
+                    return whole, whole
+        sums = np.load(entry.file(layer, '.sum'))[rows]
+        start, length = len(_header('<f4', (entry.size, *shape))), 4 * math.prod(shape)
+        with open(entry.file(layer), 'rb', buffering=0) as f:
+            for i in np.flatnonzero(sums):
+                whole[i] = sums[i] == _sum(os.pread(f.fileno(), length, start + int(rows[i]) * length))
+    except (FileNotFoundError, NotADirectoryError):
+        return whole, whole
+    return whole, sums != 0
 
 
 def _sum(row: np.ndarray | bytes) -> int:
@@ -251,3 +287,10 @@ def _pwrite(file: int, array: np.ndarray, offset: int) -> None:
     while data:
         done = os.pwrite(file, data, offset)
         data, offset = data[done:], offset + done
+
+
+def _forget(opened: Mapping[str, tuple], rows: np.ndarray) -> None:
+    """Rows count no longer."""
+    for _, sums, _, start, _ in opened.values():
+        for row in rows:
+            _pwrite(sums, np.zeros(1, '<u8'), start + int(row) * 8)

@@ -16,11 +16,11 @@ import numpy as np
 from jtl.errors import UserError, nearest
 from jtl.evals import Seen, classification
 from jtl.paired import right
+from jtl.probe import bootstrap
 from jtl.probe.folds import Division
 from jtl.probe.heads import Linear
 from jtl.probe.kinds import DESCENT, SETTINGS, Head, fit, obstacle
 
-Z = 1.959964  # the 97.5 % point of the normal distribution
 METRICS = ('accuracy', 'f1_macro', 'recall_macro', 'auroc', 'map')  # which no scale of the scores changes
 JOINED = 'joined'
 TEMPERATURES = np.geomspace(1e-3, 1e3, 241)  # a step is 6 %
@@ -203,14 +203,8 @@ def measured(
         for name, value, a, b in zip(names, values(slice(None)), low, high)
     }
     if y.ndim == 1:
-        found['accuracy'].update(zip(('low', 'high'), wilson(found['accuracy']['value'], len(y))))
+        found['accuracy'] = bootstrap.wilson(right(scores, y))._asdict()
     return found
-
-
-def wilson(p: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share p of n: (p + z²/2n ± z √(p (1 - p)/n + z²/4n²)) / (1 + z²/n)."""
-    middle, half = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return (middle - half) / (1 + Z**2 / n), (middle + half) / (1 + Z**2 / n)
 
 
 def _together(kind: str, able: Mapping[str, list]) -> list[list[str]]:

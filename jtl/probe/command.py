@@ -34,9 +34,13 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     return found
 
 
-def sections(data: str, given: Sequence[str]) -> dict[str, Any]:
-    """A config from `--data` and each `--set`."""
-    return config.override({'data': {'name': data}}, values(given, '--set '))
+def sections(data: str, given: Sequence[str], taken: Sequence[str] = ('cache', 'init')) -> dict[str, Any]:
+    """A config from `--data` and each `--set`; of sections that are `taken`, another argument decides."""
+    overrides = values(given, '--set ')
+    for key in overrides:
+        if key.partition('.')[0] in taken or key in ('data', 'data.name'):
+            raise UserError(f'--set {key}: another argument says that.')
+    return config.override({'data': {'name': data}}, overrides)
 
 
 def values(given: Sequence[str], where: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.views is not None and args.views < 1:
         raise UserError(f'--views {args.views}: should be at least 1.')
-    values = command.sections(args.data, args.set)
+    values = command.sections(args.data, args.set, taken=('seed', 'cache', 'init'))
     values['data'] = {'val': 0.0, 'test': 0.0, **values['data']}  # whole splits as they came
     if args.views:
         values['data']['augment'] = _literal(args.augment)
@@ -49,8 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _literal(text: str) -> tuple:
+    named = lambda op: isinstance(op, str) or isinstance(op, tuple | list) and op[:1] and isinstance(op[0], str)
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as e:
-        raise UserError(f'--augment {text}: expected a tuple as config.data.augment has, e.g. ("flip",).') from e
-    return (value,) if isinstance(value, str) else tuple(value)
+    except (ValueError, SyntaxError):
+        value = None
+    value = (value,) if isinstance(value, str) else value
+    if not isinstance(value, tuple | list) or not all(map(named, value)):
+        raise UserError(f"--augment {text}: expected what config.data.augment has, e.g. (('pad_crop', 4), 'flip').")
+    return tuple(value)

@@ -119,17 +119,20 @@ def ensure(
     folder: str | None = None,
     say: Callable[[str], None] = print,
     quiet: bool = False,
+    pulse: Callable[[], None] = lambda: None,
 ) -> tuple[cache.Entry, cache.Counted]:
     """The entry of a split of the source, in which `rows` are there and whole.
 
     Args:
         epoch: the augmentation of this epoch of training; None is without. With no augmentation they are the same.
         quiet: show no progress.
+        pulse: see `cache.ensure`.
 
     Raises:
-        UserError: no such layer; features that are not finite; a full disk.
+        UserError: no such layer; features that are not finite; files that change meanwhile; a full disk.
     """
     place = cache.root(folder)
+    memory = place / 'content'
     epoch = epoch if of.data.augment else None
     batch = example(of.data)
     shapes = taps.shapes(of.model, of.variables, batch, pool)
@@ -139,19 +142,26 @@ def ensure(
     view = None if epoch is None else {'augment': of.data.augment, 'seed': of.data.inputs[split].seed, 'epoch': epoch}
     what = {
         **of.what,
-        'data': of.data.content(place / 'content'),
+        'data': of.data.content(memory),
         'split': split,
         'pool': pool,
         'view': view,
-        'from': [*of.where, split],
+        'from': [os.getcwd(), *of.where, split],
     }
     size = len(of.data.labels[split])
     entry = cache.entry(place, json.loads(json.dumps(what)), size, {name: shapes[name] for name in layers})
     if not entry.folder.exists():
         for changed in cache.others(place, entry):
             say(f'Features of {of.where[changed == "weights"]}: the {changed} changed since they were computed; again.')
-    compute = functools.partial(_compute, of, split, tuple(layers), pool, epoch, quiet)
-    return entry, cache.ensure(entry, rows, compute, say)
+
+    def compute(wanted: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        yield from _compute(of, split, tuple(layers), pool, epoch, quiet, wanted)
+        try:
+            of.data.content(memory)
+        except UserError as e:  # some pictures may be other ones than those that the entry is named by
+            raise cache.Spoilt(str(e)) from e
+
+    return entry, cache.ensure(entry, rows, compute, say, pulse)
 
 
 def _compute(

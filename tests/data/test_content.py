@@ -40,8 +40,9 @@ def test_content_does_not_believe_a_broken_memory(tmp_path):
     files = made(tmp_path / 'x', {'a': b'one'})
     first = content(files, tmp_path / 'memory')
     (known,) = (tmp_path / 'memory').iterdir()
-    known.write_text(first[:20])
-    assert content(files, tmp_path / 'memory') == first
+    for broken in (first[:20].encode(), bytes(64), b'\xff\xfe\xff', first.encode(), known.read_bytes()[:-1] + b'g'):
+        known.write_bytes(broken)
+        assert content(files, tmp_path / 'memory') == first
 
 
 def test_content_names_a_file_that_is_gone(tmp_path):
@@ -53,3 +54,9 @@ def test_examples_are_told_apart_by_values_shapes_and_order():
     a, b = np.zeros((2, 3), np.uint8), np.ones((2, 3), np.uint8)
     made = [examples({'image': x} for x in order) for order in ([a, b], [b, a], [a], [a.reshape(3, 2), b])]
     assert len(set(made)) == 4 and made[0] == examples(iter([{'image': a.copy()}, {'image': b}]))
+
+
+def test_content_that_cannot_be_remembered_is_found_all_the_same(tmp_path):
+    files = made(tmp_path / 'x', {'a': b'one'})
+    (tmp_path / 'memory').write_text('a file')
+    assert content(files, tmp_path / 'memory' / 'below') == content(files)

@@ -157,8 +157,43 @@ def test_several_labels_are_served_with_embeddings(source, passes, tmp_path):
     x, y = rng.integers(0, 255, (30, 8, 8, 3), dtype=np.uint8), rng.integers(0, 2, (30, 4))
     np.savez(tmp_path / 'many.npz', train_images=x, train_labels=y, test_images=x[:6], test_labels=y[:6])
     values = {**CONFIG, 'data': {'name': f'npz:{tmp_path / "many.npz"}'}, 'model': {}, 'init': source, 'rules': HEAD}
+    values['steps'] = 4  # more than an epoch
     train(values, tmp_path / 'cached', quiet=True)
     assert len(passes) == 36
     train({**values, 'cache': {'use': 'never'}}, tmp_path / 'plain', quiet=True)
     compare(tmp_path / 'cached', tmp_path / 'plain')
     assert json.loads((tmp_path / 'cached/result.json').read_text())['params']['trainable'] == 4 * 9
+
+
+def test_a_cache_that_cannot_be_used_is_done_without(config, passes, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setenv('JTL_CACHE', str(tmp_path / 'file' / 'below'))
+    train(config, tmp_path / 'a')
+    assert 'its features are not kept' in capsys.readouterr().out and not passes
+    with pytest.raises(UserError, match='cannot be written to'):
+        train({**config, 'cache': {'use': 'always'}}, tmp_path / 'b')
+
+
+def test_a_cache_that_is_complete_need_not_be_written_to(config, passes, tmp_path, monkeypatch):
+    from jtl import files
+
+    train(config, tmp_path / 'a', quiet=True)
+    before = len(passes)
+    locked = files.locked
+    monkeypatch.setattr(files, 'locked', lambda path: pytest.fail('locked') if 'cache' in path.parts else locked(path))
+    train({**config, 'seed': 1}, tmp_path / 'b', quiet=True)
+    assert len(passes) == before
+
+
+def test_a_run_shorter_than_an_epoch_computes_what_it_meets(config, passes, tmp_path):
+    train({**config, 'steps': 1, 'eval_every': 1}, tmp_path / 'a', quiet=True)  # 8 of 14 training pictures
+    assert len(passes) == 24 - 14 + 8
+    train({**config, 'steps': 1, 'eval_every': 1, 'cache': {'use': 'never'}}, tmp_path / 'b', quiet=True)
+    compare(tmp_path / 'a', tmp_path / 'b')
+
+
+def test_a_run_that_is_stopped_during_the_pass_goes_on(config, passes, tmp_path):
+    with pytest.raises(Stopped, match='features'):
+        train(config, tmp_path / 'a', quiet=True, stop=lambda: True)
+    train(config, tmp_path / 'a', quiet=True)
+    assert sorted(passes) == [('train', None, i) for i in range(24)]

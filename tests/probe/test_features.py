@@ -164,7 +164,25 @@ def test_entry_says_in_json_what_it_is(source, data, tmp_path):
     entry, _ = ensure(of, 'train', np.arange(2), folder=tmp_path)
     said = json.loads((entry.folder / 'entry.json').read_text())
     assert (
-        said['from'] == [data, source, 'train']
+        said['from'][1:] == [data, source, 'train']
         and said['model']['name'] == 'resnet'
         and said['preprocess']['size'] == 8
     )
+
+
+def test_a_pass_during_which_the_data_changes_leaves_nothing(source, data, tmp_path, monkeypatch):
+    of, _ = open_source({'name': data, **EIGHTS, 'cache_mb': 0}, source)
+    victim, first = sorted((tmp_path / 'pictures/dark').iterdir())[-1], features._compiled
+
+    def meddling(*args):
+        victim.write_bytes(sorted((tmp_path / 'pictures/bright').iterdir())[0].read_bytes())
+        return first(*args)
+
+    before = victim.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(features, '_compiled', meddling)
+        with pytest.raises(UserError, match='files changed since they were opened'):
+            ensure(of, 'train', np.arange(24), folder=tmp_path / 'cache')
+    victim.write_bytes(before)
+    of, _ = open_source({'name': data, **EIGHTS, 'cache_mb': 0}, source)
+    assert ensure(of, 'train', np.arange(24), folder=tmp_path / 'cache')[1].computed == 24
