@@ -19,13 +19,18 @@ class UserError(Exception):
 
 
 def exit_status(command: Callable[[], int | None], debug: bool) -> int:
-    """Runs a command: its status, or 2 after a message if a user's mistake, or the disk, stopped it.
+    """Runs a command: its status, or 2 after a message if a user's mistake, or the disk, stopped it; 130 after Ctrl-C.
 
     Args:
         debug: let the exception pass, for its traceback.
     """
     try:
         return command() or 0
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print('jtl: interrupted.', file=sys.stderr)
+        return 130
     except (UserError, OSError) as e:
         if debug:
             raise

@@ -124,7 +124,9 @@ def claim(workdir: Path, found: Mapping) -> dict | None:
     if not file.is_file():
         raise UserError(f'--workdir {workdir}: is not empty and holds no advice; name a new one.')
     old = read_json(file)
-    if differ := [key for key in ASKS if old.get(key) != found[key]]:
+    flat = lambda of: {**of, **(of.get('asked') or {})}
+    keys = [*(key for key in ASKS if key != 'asked'), *found['asked']]
+    if differ := [key for key in keys if flat(old).get(key) != flat(found)[key]]:
         raise UserError(
             f'--workdir {workdir}: holds advice on something else; it differs in {", ".join(differ)}. '
             'Name another --workdir, or delete this one.'

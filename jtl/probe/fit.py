@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--workdir', metavar='DIR', required=True, help='the folder to write')
     parser.add_argument('--heads', default=','.join(kinds.SETTINGS), help='kinds of heads (default: %(default)s)')
     parser.add_argument('--metric', default='accuracy', help=f'that chooses: {", ".join(choose.METRICS)}')
-    parser.add_argument('--class-weights', metavar='balanced', help='of examples by their class')
+    parser.add_argument('--class-weights', choices=('balanced',), help='of examples by their class')
     parser.add_argument(
         '--folds', type=int, metavar='K', help='of cross-validation; 0 is the validation split (default: by its size)'
     )
@@ -149,6 +149,8 @@ def probe(
     Raises:
         UserError: no head can be fitted, or none that is linear to the final features.
     """
+    if len(of.data.classes) < 2 and not of.data.multi_label:
+        raise UserError(f'{of.where[0]}: has one class, so there is nothing to choose by.')
     start = time.perf_counter()
     y, val = labels(of.data, 'train'), 0
     layers = [
@@ -176,7 +178,9 @@ def probe(
     )
     first = choose.best(found)
     second = choose.best(found, kinds.LINEAR, FEATURES)
-    chosen, written = (choose.refit(c, x[c.layer], y, classes, weights) for c in (first, second))
+    chosen = choose.refit(first, x[first.layer], y, classes, weights)
+    learnt = len(y) - val  # who goes on from the run has validation examples that it has not seen
+    written = choose.refit(second, x[FEATURES][:learnt], y[:learnt], classes, weights)
     rows, scores = choose.held_out(second, x[FEATURES], y, classes, by, weights)
     linear = choose.scaled(written.head.linear(), choose.temperature(scores, y[rows]))
     seconds['heads'] = time.perf_counter() - start

@@ -152,7 +152,11 @@ def _block(found: Mapping) -> str:
         return f'No block does better than the {last}.'
     gain = layers[found['best']]['gain']
     sure = '' if gain['verdict'] == paired.HELPED else ', which may be chance'
-    return f'{found["best"]} gives {_points(gain)} against the {last} ({layers[last]["ridge"]["value"]:.3f}){sure}.'
+    own, features = (layers[name]['ridge']['value'] for name in (found['best'], last))
+    picked = f'picked among {len(layers)}, it will do a little worse'
+    return (
+        f'By itself {found["best"]} has {own:.3f}, {_points(gain)} against the {last} ({features:.3f}){sure}; {picked}.'
+    )
 
 
 def _others(sources: Mapping[str, Mapping], names: Mapping[str, str], first: str) -> str:

@@ -51,7 +51,8 @@ def table(found: 'Found', metric: str) -> list[str]:
         lines += [f'{key:18}{c.value:10.4f}  {getattr(c, other):18}{setting(c)}' for key, c in rows]
     skipped = {(c.head, c.reason): c for c in found.candidates if c.reason and not c.reason.startswith('the same as')}
     lines += ['', *(f'Not tried: {c.head} on {c.layer}: {c.reason}' for c in skipped.values())] if skipped else ['']
-    lines.append(f'Chosen: {said(found.chosen.candidate)}: {metric} {found.chosen.candidate.value:.4f}.')
+    best = f'{metric} {found.chosen.candidate.value:.4f}, the best of {len(fine)} and so rather too high'
+    lines.append(f'Chosen: {said(found.chosen.candidate)}: {best}.')
     lines += [f'  test {line}' for line in intervals(found.test)]
     return lines
 
@@ -62,8 +63,11 @@ def closing(of: Frozen, found: 'Found', folder: Path) -> list[str]:
     if chosen.layer == choose.JOINED:
         lines.append(f'joined is {", ".join(found.joined)} together: no run can hold it.')
     elif chosen.layer != FEATURES:
-        lines.append(f'{chosen.layer} is not the last layer: {cut(of, chosen.layer)}')
-    lines.append(f'{folder}: a run with {said(written)}: {written.value:.4f}.')
+        last = max((c.value for c in found.candidates if c.layer == FEATURES and not np.isnan(c.value)), default=0)
+        ahead = f'{100 * (chosen.value - last):+.1f} points to the best on the features, which may be chance'
+        lines.append(f'{chosen.layer} is not the last layer ({ahead}): {cut(of, chosen.layer)}')
+    fitted = 'fitted to the training split alone'
+    lines.append(f'{folder}: a run with {said(written)}, {fitted}: {written.value:.4f}.')
     if written != chosen:
         lines += [f'  test {line}' for line in intervals(found.written_test)]
     lines.append(f'Seconds: features {found.seconds["features"]:.1f}, heads {found.seconds["heads"]:.1f}.')

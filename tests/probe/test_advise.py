@@ -190,7 +190,7 @@ def test_json_is_all_that_is_printed(ask, capsys):
 
 def test_a_folder_with_other_advice_is_refused(ask, place, tmp_path, capsys):
     ask('--no-cost')
-    with pytest.raises(UserError, match='holds advice on something else; it differs in asked'):
+    with pytest.raises(UserError, match='holds advice on something else; it differs in sources, weights, layers'):
         ask('--no-cost', names='first')
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'thesis.txt').write_text('keep')

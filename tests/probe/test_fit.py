@@ -64,7 +64,7 @@ def test_probe_says_what_it_chose_and_writes_all_candidates(probed):
     assert {c['reason'] for c in told['candidates'] if c['layer'] == 'stage2/block0'} == {'the same as features'}
     assert any(c.get('reason', '').startswith('50 neighbours') for c in told['candidates'])
     test = told['chosen']['test']['accuracy']
-    assert test['low'] < test['value'] < test['high'] and f'[{test["low"]:.4f}, {test["high"]:.4f}]' in out
+    assert test['low'] < test['value'] <= test['high'] and f'[{test["low"]:.4f}, {test["high"]:.4f}]' in out
     assert told['written']['layer'] == 'features' and told['written']['head'] != 'knn'
     assert told['written']['value'] > 0.6  # 0.38 is the largest class
     assert 'Seconds: features' in out
@@ -87,7 +87,8 @@ def test_probe_writes_a_head_whose_logits_are_its_scores(probed, place):
     y = np.concatenate([plan.data.labels['train'][plan.data.parts[split][1]] for split in ('train', 'val')])
     told = json.loads((probed / 'probe.json').read_text())['written']
     candidate = choose.Candidate('features', told['head'], told['setting'], 0, 0)
-    plain = choose.refit(candidate, x, y, fitted.classes).scores(seen['test']['features'])
+    learnt = of.data.sizes['train']  # not the validation split, which whoever goes on from the run judges by
+    plain = choose.refit(candidate, x[:learnt], y[:learnt], fitted.classes).scores(seen['test']['features'])
     ratio = (scores - scores.mean(1, keepdims=True)).std() / (plain - plain.mean(1, keepdims=True)).std()
     np.testing.assert_allclose(scores, plain * ratio, atol=1e-3 * abs(scores).max())  # one temperature for all
     assert (scores.argmax(1) == plain.argmax(1)).all()

@@ -108,7 +108,8 @@ def test_reasons_say_what_to_take_whom_it_beats_and_what_it_costs():
     assert said == [
         'Take Anna, block3: ridge 0.900 [0.880, 0.920]; it cannot be told from Bert (+5.0 points [1.0, 9.0]); ahead of '
         'Carl by 5.0 points [1.0, 9.0].',
-        'block3 gives +10.0 points [1.0, 20.0] against the features (0.800).',
+        'By itself block3 has 0.900, +10.0 points [1.0, 20.0] against the features (0.800); picked among 2, it will do '
+        'a little worse.',
         'LogME puts it first as well; k-NN puts Bert first.',
         'Full fine-tuning is predicted at 0.950 [0.910, 0.970] by real runs on 4 data sets, more than the ridge; 5 '
         'epochs of it cost 40 × as much as the pass and the ridge (80 s against 2.0 s).',
