@@ -60,7 +60,7 @@ class Clock:
 
     def __init__(self, batch_size: int, before: float):
         self.batch_size, self.before = batch_size, before
-        self.compiling = 0.0
+        self.compiling, self.compiles = 0.0, False  # seconds; whether the last step did
         self.phases: set[int] = set()
         self.window, self.run = [0, 0.0], [0, 0.0]  # steps, seconds
         self.started = self.since = time.perf_counter()
@@ -69,13 +69,22 @@ class Clock:
         """Ends a step. Lets the host be one step ahead of the device; the first step of a phase compiles."""
         compiles = phase not in self.phases
         jax.block_until_ready(wait_for[-1] if compiles else wait_for[0])
-        seconds = time.perf_counter() - self.since
-        if compiles:
-            self.phases.add(phase)
+        self.compiles = compiles
+        self.phases.add(phase)
+        self._count(1)
+
+    def caught_up(self) -> None:
+        """The host has waited for the last step as well, which counts as that step's time."""
+        self._count(0)
+
+    def _count(self, steps: int) -> None:
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        if self.compiles:
             self.compiling += seconds
             return
         for total in (self.window, self.run):
-            total[0] += 1
+            total[0] += steps
             total[1] += seconds
 
     def resume(self) -> None:

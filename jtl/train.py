@@ -272,6 +272,7 @@ def fit(
             host.pending = evaluating and 'val' in plan.data.sizes
             if logging or evaluating or saving or stopping:
                 fetch(host, step)  # from here on the window is finite numbers
+                clock.caught_up()
             if logging:
                 values = {name: float(np.mean([m[name] for m in host.window])) for name in host.window[0]}
                 values['examples_per_second'] = clock.rate()
