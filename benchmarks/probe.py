@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtl.probe import discriminant, logistic, neighbours, ridge
+from jtl.probe.heads import Linear
 from jtl.probe.lanes import grid, train
 
 CLASSES = 10
@@ -170,6 +171,11 @@ def predictions(head, x: np.ndarray) -> np.ndarray:
     return np.asarray(head.scores(x).argmax(-1))
 
 
+def chosen(found: ridge.Ridge) -> Linear:
+    i = ridge.best(found)
+    return Linear(found.head.kernel[i : i + 1], found.head.bias[i : i + 1])
+
+
 def heads_section(quick: bool, rounds: int) -> list[dict]:
     """Fitted to features and labels, and M others classified, for all values of the hyperparameter."""
     from sklearn import discriminant_analysis, linear_model, neighbors
@@ -177,20 +183,20 @@ def heads_section(quick: bool, rounds: int) -> list[dict]:
     n, m, d = (2_000, 500, 64) if quick else (10_000, 1_000, 1280)
     (x, y), (x_new, _) = features(n, d, 1), features(m, d, 2)
     lambdas, shrinkages, regs, ks = (1.0, 10.0, 100.0, 1000.0), (0.05, 0.2, 0.5), (0.1, 0.5), (1, 5, 20)
-    qda = discriminant_analysis.QuadraticDiscriminantAnalysis
+    qda = partial(discriminant_analysis.QuadraticDiscriminantAnalysis, solver='eigen')  # the other needs n_k > d
     lda = partial(discriminant_analysis.LinearDiscriminantAnalysis, solver='lsqr')
     nearest = partial(neighbors.KNeighborsClassifier, algorithm='brute')
     regression = partial(linear_model.LogisticRegression, tol=1e-5, max_iter=2000)
-    given = (x, y, CLASSES)
+    given, penalties = (x, y, CLASSES), tuple(10.0**k for k in range(-2, 5))
     pairs = {
-        'ridge': (
-            lambda: ridge.ridge(*given, lambdas, loo=False).head,
-            lambda v: linear_model.RidgeClassifier(v),
-            lambdas,
+        'ridge and its penalty by leave-one-out (theirs by squared error)': (
+            lambda: chosen(ridge.ridge(*given, penalties, loo=False)),
+            lambda v: linear_model.RidgeClassifierCV(v),
+            (penalties,),
         ),
         'logistic': (lambda: logistic.logistic(*given, lambdas)[0], lambda v: regression(C=1 / v), lambdas),
         'LDA': (lambda: discriminant.lda(*given, shrinkages), lambda v: lda(shrinkage=v), shrinkages),
-        'QDA': (lambda: discriminant.qda(*given, regs), lambda v: qda(reg_param=v), regs),
+        'QDA': (lambda: discriminant.qda(*given, regs, towards='mean'), lambda v: qda(shrinkage=v), regs),
         'nearest mean': (lambda: discriminant.nearest_mean(*given), lambda v: neighbors.NearestCentroid(), (None,)),
         'k-NN, cosine': (lambda: neighbours.neighbours(*given, ks), lambda v: nearest(v, metric='cosine'), ks),
         'k-NN, euclid': (lambda: neighbours.neighbours(*given, ks, metric='euclid'), lambda v: nearest(v), ks),
