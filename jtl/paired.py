@@ -7,7 +7,7 @@ import numpy as np
 
 CELLS = 1 << 20  # numbers of a resample held at once
 FEWEST = 20  # examples; fewer tell nothing
-VERDICTS = HELPED, HURT, OPEN = ('helped', 'hurt', 'cannot be told')
+HELPED, HURT, OPEN = ('helped', 'hurt', 'cannot be told')
 
 
 def right(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
