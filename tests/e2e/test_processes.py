@@ -13,7 +13,7 @@ import tiny
 from jtl import checkpoint
 
 ROOT = Path(__file__).parents[2]
-LONG = {**tiny.CONFIG, 'steps': 4000, 'eval_every': 4000}  # seconds
+LONG = {**tiny.CONFIG, 'steps': 10**6, 'eval_every': 10**6}  # ends when it is told to
 
 
 def start(tmp_path, config, *flags):
