@@ -11,6 +11,8 @@ COMMANDS = {  # name: (module, function(arguments) -> exit status, what it does)
     'predict': ('jtl.predict', 'predict_main', 'classes of pictures or texts, by a finished run'),
     'inspect': ('jtl.pretrained.inspect', 'main', 'what is in a checkpoint, and what model it is taken for'),
     'convert': ('jtl.pretrained.convert', 'main', 'write weights as another library names them, or as a run'),
+    'average': ('jtl.averaging.command', 'main', 'soups, SWA, WiSE-FT and ensembles of finished runs'),
+    'compare': ('jtl.comparison.command', 'main', 'ways to fine-tune, compared at equal budget'),
     'features': ('jtl.probe.extract', 'main', 'features of a frozen backbone, computed once and kept'),
     'probe': ('jtl.probe.fit', 'main', 'the best head on frozen features, written as a run'),
     'advise': ('jtl.probe.advise', 'main', 'which source to transfer from, which block, and what it costs'),

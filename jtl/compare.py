@@ -106,7 +106,7 @@ def choose(rows: Iterable[dict], tune: str = 'lr', metric: str = 'accuracy', pai
     Returns:
         {cell: value}; the value is None where the runs have no such setting.
     """
-    _higher_is_better(metric)
+    check_metric(metric)
     runs = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if not row.get('source'):
@@ -134,7 +134,8 @@ def _metric(row: dict, split: str, metric: str) -> float | None:
     return None if metric not in values else float('nan') if values[metric] is None else float(values[metric])
 
 
-def _higher_is_better(metric: str) -> None:
+def check_metric(metric: str) -> None:
+    """Refuses one of which less is better."""
     if metric in ('loss', 'ece'):
         raise UserError(f'cannot compare by {metric!r}: lower is better there. Take accuracy, f1_macro, auroc or map.')
 
@@ -284,12 +285,15 @@ def notes(workdir, rows, lines, baseline, tune, pair, metric, majority) -> list[
     ]
     if majority is not None:
         said.append(f'Always naming the most frequent class: {100 * majority:.1f} %.')
+    return said + facts(row['facts'] for row in rows)
+
+
+def facts(of: Iterable[dict]) -> list[str]:
+    """A sentence for each of FACTS: what it was in all runs, or the few things, or how many."""
+    of, said = list(of), []
     for fact in FACTS:
-        if values := {
-            json.dumps(r['facts'][fact], sort_keys=True, ensure_ascii=False).strip('"')
-            for r in rows
-            if fact in r['facts']
-        }:
+        values = {json.dumps(x[fact], sort_keys=True, ensure_ascii=False).strip('"') for x in of if fact in x}
+        if values:
             said.append(
                 f'{fact}: ' + ('; '.join(sorted(values)) if len(values) < 4 else f'{len(values)} different ones')
             )

@@ -31,6 +31,7 @@ LEAST = {
 MAY_CHANGE = (  # when a run goes on: where and how it is computed, not what
     'config.sharding',
     'config.init',  # the path; a hash of the weights is compared
+    'config.load.base',
     'config.cache.folder',
     'config.cache.use',
     'config.data.threads',
@@ -58,11 +59,12 @@ class Config:
             see `jtl.pretrained.source`. None is from scratch.
         load: keyword arguments of `jtl.pretrained.load.load`: what becomes of the head, and what may be missing.
         method: `name`, a file in `jtl/methods/`, and keyword arguments of the function of that name in it.
-        rules: `((regex, learning-rate multiplier or None), …)`; see `jtl.optim`.
-        phases: `((until_step, rules), …, (None, rules))` in place of `rules`.
+        rules: which parameters move, and how fast: a name (see `jtl.presets`), or `((regex, learning-rate multiplier or
+            None), …)` (see `jtl.optim`). By default everything; of a model with adapters, all but its backbone.
+        phases: `((until, rules), …, (None, rules))` in place of `rules`, until a step or a share of the run; or a name.
         optim: keyword arguments of `jtl.optim.optimiser`.
         preprocess: fields of `jtl.data.pipeline.Preprocess` that replace those of the weights or the model.
-        evals: evaluators, files in `jtl/evals/`.
+        evals: evaluators, files in `jtl/evals/`, by name or as `(name, options)`.
         select: the validation metric that chooses the checkpoint to keep; None keeps the last one. Without validation
             data, the last one is kept.
         patience: stop after this many evaluations without a better value; None trains to the end.
@@ -89,11 +91,11 @@ class Config:
     init: str | None = None
     load: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     method: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {'name': 'supervised'})
-    rules: tuple = (('.*', 1.0),)
-    phases: tuple | None = None
+    rules: tuple | str | None = None
+    phases: tuple | str | None = None
     optim: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    evals: tuple[str, ...] = ('classification',)
+    evals: tuple[str | tuple, ...] = ('classification',)
     select: str | None = 'accuracy'
     patience: int | None = None
     eval_every: int | None = None
@@ -109,8 +111,8 @@ class Config:
 
     @property
     def rule_phases(self) -> tuple:
-        """`phases`, of which plain `rules` are a single one."""
-        return self.phases or ((None, self.rules),)
+        """`phases`, of which plain `rules` are a single one; spelt out once `jtl.plan` has seen the model."""
+        return self.phases or ((None, self.rules or (('.*', 1.0),)),)
 
 
 def parse(config: Mapping | ConfigDict) -> Config:
@@ -129,7 +131,7 @@ def parse(config: Mapping | ConfigDict) -> Config:
             raise UserError(f'missing key config.{section}.name.')
     if (parsed.steps is None) == (parsed.epochs is None):
         raise UserError('config: give one of config.steps and config.epochs (=None leaves the other out).')
-    if parsed.phases and 'rules' in values:
+    if parsed.phases and parsed.rules is not None:
         raise UserError('config: give one of config.rules and config.phases.')
     for key, least in LEAST.items():
         if getattr(parsed, key) is not None and getattr(parsed, key) < least:
@@ -149,19 +151,28 @@ def parse(config: Mapping | ConfigDict) -> Config:
 
 
 def _check_rules(config: Config) -> None:
-    whole = lambda until: until is None or (isinstance(until, int) and not isinstance(until, bool))
-    number = lambda multiplier: isinstance(multiplier, int | float | None)
+    """Their shape; names are known to `jtl.presets`."""
+    if isinstance(config.phases, str):
+        return
     try:
-        fits = all(
-            whole(until) and pairs(rules) and all(number(multiplier) for _, multiplier in rules)
-            for until, rules in config.rule_phases
-        )
+        fits = all(_whole(until) and _rules(rules) for until, rules in config.rule_phases)
     except (TypeError, ValueError):  # not pairs
         fits = False
     if not fits:
         key = 'phases' if config.phases else 'rules'
-        shape = '((until_step, rules), …, (None, rules))' if config.phases else "(('regex', multiplier), …)"
+        shape = '((until, rules), …, (None, rules))' if config.phases else "a name, or (('regex', multiplier), …)"
         raise UserError(f'config.{key}: expected {shape}, got {getattr(config, key)!r}.')
+
+
+def _whole(until: Any) -> bool:
+    """The end of a phase: a step, a share of the run, or the run's end."""
+    share = isinstance(until, float) and 0 < until < 1
+    return until is None or share or (isinstance(until, int) and not isinstance(until, bool))
+
+
+def _rules(rules: Any) -> bool:
+    number = lambda multiplier: isinstance(multiplier, int | float | None)
+    return isinstance(rules, str) or (pairs(rules) and all(number(multiplier) for _, multiplier in rules))
 
 
 def plain(value: Any) -> Any:

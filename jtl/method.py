@@ -4,7 +4,8 @@ Everything left of the optimiser (supervised learning, distillation, MAML, domai
 Methods compose like optax transformations, Method -> Method.
 """
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +33,17 @@ def grads_of(loss: Callable) -> Callable:
     return grads
 
 
-def as_it_is(params: PyTree, state: PyTree, batches: Iterator[Batch], rng: jax.Array) -> tuple[PyTree, PyTree]:
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """Batches that can be gone through as often as one likes: `iter` starts another pass."""
+
+    start: Callable[[], Iterator[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.start()
+
+
+def as_it_is(params: PyTree, state: PyTree, batches: Iterable[Batch], rng: jax.Array) -> tuple[PyTree, PyTree]:
     """The `prepare` of a method that needs none."""
     return params, state
 
@@ -48,8 +59,8 @@ class Method(NamedTuple):
             `outputs` may hold `logits`, `features` and `metrics` (a dict of scalars to log).
         predict: `(params, state, batch) -> outputs` with `logits` [B, K], deterministic.
         prepare: `(params, state, batches, rng) -> (params, state)`, once, after pretrained weights are in and before
-            the optimiser is made; `batches` is one pass over the training data without augmentation, whole and on the
-            host in every process, so that all of them come to the same state.
+            the optimiser is made; every iteration over `batches` is a pass over the training data without augmentation,
+            whole and on the host in every process, so that all of them come to the same state.
         grads: turns a loss into a gradient function; replace it where the update is not the gradient of one scalar.
     """
 

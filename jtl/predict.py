@@ -14,15 +14,22 @@ from jtl.data import Data, Preprocess, load, ops_text
 from jtl.data.pipeline import stack
 from jtl.data.source import decode_image
 from jtl.errors import UserError, nearest, printable
-from jtl.plan import make_method
+from jtl.method import Method
+from jtl.plan import make_method, normalisation
 
 BATCH = 64
 
 
+def method_of(fitted: run.Run) -> Method:
+    """The method that a run was trained by."""
+    keys = (fitted.model, fitted.method, normalisation(preprocessing(fitted)))
+    model, method, preprocess = map(json.dumps, keys)
+    return make_method(model, method, len(fitted.classes), preprocess)
+
+
 def predictor(fitted: run.Run) -> Callable[[dict], dict]:
     """batch -> outputs, compiled, with the run's parameters."""
-    method = make_method(json.dumps(fitted.model), json.dumps(fitted.method), len(fitted.classes))
-    predict = functools.partial(jax.jit(method.predict), *jax.device_put((fitted.params, fitted.state)))
+    predict = functools.partial(jax.jit(method_of(fitted).predict), *jax.device_put((fitted.params, fitted.state)))
 
     def checked(batch: dict) -> dict:
         try:
@@ -71,8 +78,9 @@ def evaluate(fitted: run.Run, uri: str | None = None, split: str | None = None) 
     if split not in data.sizes:
         raise UserError(f'--split {split}: {options["name"]} has no such split; {nearest(split, data.sizes)}')
     batches = functools.partial(_relabelled, data, split, fitted.classes, fitted.multi_label)
-    values, _ = evals.measure(fitted.config['evals'], predictor(fitted), batches, fitted.classes)
-    return split, values
+    about = (method_of(fitted), fitted.params, fitted.state, normalisation(preprocess))
+    seen = evals.Seen({}, fitted.classes, predictor(fitted), batches, *about)
+    return split, evals.measure(fitted.config['evals'], seen)[0]
 
 
 def _relabelled(data: Data, split: str, classes: tuple[str, ...], multi_label: bool) -> Iterator[dict]:

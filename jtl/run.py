@@ -11,6 +11,7 @@ model/            architecture, class names, preprocessing, tokenizer: with a ch
 report.html       the page, and its pictures as PNG
 guard/            with config.guard: the baselines, runs of their own; guard.json says how they compare
 probe.json        of jtl probe: every head that was tried
+average.json      of jtl average: what was averaged, and how each did; wise.png is the line between two runs
 """
 
 import contextlib
@@ -30,9 +31,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 import jtl
-from jtl import checkpoint, tree
+from jtl import checkpoint, metrics, tree
 from jtl.config import differences, essential
 from jtl.data.pipeline import Preprocess
 from jtl.errors import UserError, check_kwargs, check_type
@@ -65,11 +67,7 @@ def read(path: str | Path) -> Run:
     Raises:
         UserError: not a run's folder, not finished, without checkpoints, or damaged.
     """
-    path = expanded(path)
-    if not (path / 'config.json').is_file():
-        raise UserError(f'{path}: not the folder of a run: it has no config.json.{_runs_nearby(path)}')
-    if not (path / 'result.json').is_file():
-        raise UserError(f'{path}: this run has not finished; the command that started it goes on with it.')
+    path = finished(path)
     config, result, model = (_json(path / file) for file in ('config.json', 'result.json', 'model/model.json'))
     try:
         step, options = result['step'], config['config']
@@ -90,6 +88,20 @@ def read(path: str | Path) -> Run:
     parts, _ = checkpoint.load(path / 'checkpoints', step, ('params', 'state', 'ema'))
     params = tree.unflatten({**tree.flatten(parts['params']), **tree.flatten(parts['ema'])})
     return run._replace(params=params, state=parts['state'])
+
+
+def finished(path: str | Path) -> Path:
+    """The folder of a finished run, of which nothing is read.
+
+    Raises:
+        UserError: not a run's folder, or not finished.
+    """
+    path = expanded(path)
+    if not (path / 'config.json').is_file():
+        raise UserError(f'{path}: not the folder of a run: it has no config.json.{_runs_nearby(path)}')
+    if not (path / 'result.json').is_file():
+        raise UserError(f'{path}: this run has not finished; the command that started it goes on with it.')
+    return path
 
 
 def _runs_nearby(path: Path) -> str:
@@ -238,6 +250,32 @@ def write_start(workdir: Path, record: dict, model: dict, params_table: str, tok
     write_json(workdir / 'model' / 'model.json', model)
     (workdir / 'params.txt').write_text(params_table)
     write_json(workdir / 'config.json', record)
+
+
+def write_finished(
+    workdir: Path,
+    record: dict,
+    model: dict,
+    params_table: str,
+    tokenizer: Mapping[str, bytes],
+    params: PyTree,
+    state: PyTree,
+    result: Mapping,
+    predictions: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """The folder of a run that no loop made; the caller holds its lock. `result.json` last: with it, it has finished.
+
+    Args:
+        record, model: see `record` and `model_record`.
+        result: with `step`, that of its only checkpoint.
+        predictions: `index`, `label` and `logits` of the test split.
+    """
+    write_start(workdir, record, model, params_table, tokenizer)
+    with checkpoint.Writer(workdir / 'checkpoints') as writer:
+        writer.save(result['step'], {'params': params, 'state': state}, {})
+    if predictions is not None:
+        np.savez(workdir / 'predictions.npz', **{name: predictions[name] for name in ('index', 'label', 'logits')})
+    write_json(workdir / 'result.json', metrics.finite(result))
 
 
 def write_json(path: Path, value: Mapping) -> None:

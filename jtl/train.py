@@ -22,7 +22,8 @@ import numpy as np
 from jtl import checkpoint, describe, evals, hosts, metrics, optim, report, run
 from jtl.config import Config, as_json, parse
 from jtl.errors import UserError, check_type, nearest
-from jtl.plan import Plan, make_plan
+from jtl.method import Passes
+from jtl.plan import Plan, make_plan, normalisation
 from jtl.probe import attach
 from jtl.progress import Clock, Progress
 from jtl.sharding import Layout
@@ -154,7 +155,7 @@ def start(plan: Plan) -> tuple[TrainState, str]:
     """A fresh run: init -> load -> prepare -> optimiser. `(state, the text of params.txt)`."""
     rng_init, rng_prepare, rng_train = jax.random.split(jax.random.key(plan.config.seed), 3)
     params, state, origin = loaded(plan, rng_init)
-    params, state = plan.method.prepare(params, state, plan.data.plain('train'), rng_prepare)
+    params, state = plan.method.prepare(params, state, Passes(lambda: plan.data.plain('train')), rng_prepare)
     step, rng, params, state = plan.layout.place((jnp.int32(0), rng_train, params, state))
     slots = compile_slots(plan.phases[0], plan.optim, plan.layout)(params)
     ts = TrainState(step, rng, params, state, *slots)
@@ -349,7 +350,9 @@ def evaluate(
             yield batch
 
     try:
-        return evals.measure(plan.config.evals, predict, passes, plan.data.classes)
+        known = normalisation(plan.data.preprocess)
+        seen = evals.Seen({}, plan.data.classes, predict, passes, plan.method, params, ts.state, known)
+        return evals.measure(plan.config.evals, seen)
     except _Interrupted:
         return None, {}
 

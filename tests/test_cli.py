@@ -24,8 +24,8 @@ def test_no_command_is_a_mistake(capsys):
 def test_an_unknown_command_suggests_the_nearest(capsys):
     assert cli.main(['trian', '--config=x']) == 2
     assert capsys.readouterr().err == (
-        "jtl: no command 'trian'; did you mean 'train'? Known: advise, convert, eval, features, inspect, predict, "
-        'prepare, probe, train.\n'
+        "jtl: no command 'trian'; did you mean 'train'? Known: advise, average, compare, convert, eval, features, "
+        'inspect, predict, prepare, probe, train.\n'
     )
 
 

@@ -59,9 +59,12 @@ def test_parse_takes_the_model_of_init():
         ({'data': {}}, r'missing key config\.data\.name'),
         ({'model': {}}, r'missing key config\.model\.name'),
         ({'rules': ALL, 'phases': ((None, ALL),)}, r'give one of config\.rules and config\.phases'),
-        ({'rules': ('.*', 1.0)}, r"config\.rules: expected \(\('regex', multiplier\), …\), got \('\.\*', 1\.0\)"),
+        (
+            {'rules': ('.*', 1.0)},
+            r"config\.rules: expected a name, or \(\('regex', multiplier\), …\), got \('\.\*', 1\.0\)",
+        ),
         ({'rules': (('.*', 'fast'),)}, r'config\.rules: expected'),
-        ({'phases': (1, 2)}, r'config\.phases: expected \(\(until_step, rules\), …'),
+        ({'phases': (1, 2)}, r'config\.phases: expected \(\(until, rules\), …'),
         ({'phases': (('2', HEAD), (None, ALL))}, r'config\.phases: expected'),
     ],
 )

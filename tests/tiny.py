@@ -12,7 +12,8 @@ from PIL import Image
 
 from jtl import tree
 
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # to compile faster
+FAST = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}  # to compile, not to run
+jit = functools.partial(jax.jit, compiler_options=FAST)
 
 CONFIG = {
     'data': {'name': 'digits', 'labels_per_class': 4, 'val': 0.2},

@@ -21,7 +21,7 @@ from jtl.data import content, ops_image
 from jtl.data.ops_text import Tokenizer
 from jtl.data.pipeline import Inputs, Memory, PlainBatch, Preprocess, Share, TrainBatch, stream
 from jtl.data.source import Source
-from jtl.data.splits import Division, divide
+from jtl.data.splits import Division, divide, to_sample
 from jtl.errors import UserError
 
 WHOLE = Share()
@@ -79,6 +79,8 @@ def load(
     order: str = 'random',
     split_seed: int = 0,
     labels_per_class: int | None = None,
+    test_per_class: int | None = None,
+    sampling: str = 'uniform',
     augment: tuple = (),
     eval_batch_size: int | None = None,
     threads: int | None = None,
@@ -92,7 +94,9 @@ def load(
         preprocess: what the model expects of a picture.
         batch_size: examples a step.
         seed: the run's: draws the few labels, the order and the augmentation.
-        val, test, order, split_seed, labels_per_class: see `jtl.data.splits.divide`.
+        val, test, order, split_seed, labels_per_class, test_per_class: see `jtl.data.splits.divide`.
+        sampling: `uniform` shows every training example once an epoch; `balanced` shows every class equally often, so
+            the examples of small ones more often. Runs are as long as they would be, since `epochs` counts examples.
         augment: image operations for training, in order, by name or as `(name, argument, …)`; see `ops_image`.
         eval_batch_size: examples a batch when evaluating; None is `batch_size`.
         threads: that decode and augment ahead of the step; None is one a core, and none at all when every example is
@@ -115,8 +119,16 @@ def load(
         kind = 'texts' if 'text' in source.splits['train'].get(0) else 'features'
         raise UserError(f'config.data.augment: {name} holds {kind}, not pictures.')
     parts = divide(
-        source, val=val, test=test, order=order, split_seed=split_seed, labels_per_class=labels_per_class, seed=seed
+        source,
+        val=val,
+        test=test,
+        order=order,
+        split_seed=split_seed,
+        labels_per_class=labels_per_class,
+        test_per_class=test_per_class,
+        seed=seed,
     )
+    classes = to_sample(sampling, source, parts)
     in_memory = _decode_ahead(source, parts, cache_mb << 20)
     preprocess = _complete(preprocess, name, source, parts)
     if threads is None:
@@ -130,7 +142,7 @@ def load(
     def serve(train_inputs: Callable, plain_inputs: Mapping[str, Callable], threads: int, workers: int) -> Data:
         def batches(share: Share) -> TrainBatch:
             where, index = parts['train']
-            return TrainBatch(train_inputs, source.splits[where].labels, index, batch_size, seed, share)
+            return TrainBatch(train_inputs, source.splits[where].labels, index, batch_size, seed, share, classes)
 
         def train(start: int, stop: int, share: Share = WHOLE) -> Iterator[dict]:
             return stream(batches(share), start, stop, threads, workers)

@@ -10,6 +10,7 @@ import math
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from jtl.data import randaugment
 from jtl.errors import UserError, nearest
 
 INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in ('nearest', 'bilinear', 'bicubic', 'lanczos')}
@@ -176,9 +177,17 @@ def random_erasing(
     return image
 
 
+def rand_augment(rng: np.random.Generator, image: np.ndarray, count: int = 2, magnitude: float = 9) -> np.ndarray:
+    """`count` of 14 operations, drawn uniformly, at one magnitude in 0 … 10 (Cubuk et al. 2020).
+
+    Ranges are torchvision's: see `jtl.data.randaugment`.
+    """
+    return _array(randaugment.apply(rng, _picture(image), count, magnitude))
+
+
 # ---- lists of them ----
 
-_OPS = {op.__name__: op for op in (random_resized_crop, pad_crop, flip, color_jitter, random_erasing)}
+_OPS = {op.__name__: op for op in (random_resized_crop, pad_crop, flip, color_jitter, random_erasing, rand_augment)}
 
 
 def augment(

@@ -3,6 +3,11 @@
 Epoch `e` visits the examples in the order of a permutation keyed by (seed, e); batches run on across epochs, so that
 every batch is full. An example's augmentation is keyed by (seed, epoch, example) alone: it does not depend on the
 batch size, on the other examples, or on how many workers there are.
+
+Balanced batches go round the classes: round `r` takes one example of each, in the order of a permutation keyed by
+(seed, r). So any whole number of rounds has every class equally often. A class gives its examples in the order of a
+permutation keyed by (seed, class, epoch), where its own epoch ends when all its examples have been used; no class waits
+for the others. The n-th use of a class is in round n, so here too a batch is found without the ones before.
 """
 
 import dataclasses
@@ -169,16 +174,31 @@ class TrainBatch:
     batch_size: int
     seed: int
     share: Share = Share()
+    classes: tuple[np.ndarray, ...] = ()  # the examples of each class, to take as many of each; empty: as they come
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         return _labelled(self.inputs, self.labels, *self.order(step))
 
     def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """`(examples, epochs)` of the batch, [B / parts]."""
+        """`(examples, epochs)` of the batch, [B / parts]; the epoch is how often an example has been used before."""
         position = self.share.of(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
+        if self.classes:
+            return self._balanced(position)
         epoch, place = np.divmod(position, len(self.index))
         chosen = np.array([_permutation(self.seed, int(e), len(self.index))[p] for e, p in zip(epoch, place)])
         return self.index[chosen], epoch
+
+    def _balanced(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sizes = np.array([len(members) for members in self.classes])
+        around, turn = np.divmod(position, len(sizes))
+        orders = [_permutation(self.seed, int(r), len(sizes), stream=1) for r in around]
+        k = np.array([order[t] for order, t in zip(orders, turn)])  # the class of each row
+        epoch, place = np.divmod(around, sizes[k])
+        examples = np.empty_like(position)
+        for one, e in set(zip(k.tolist(), epoch.tolist())):  # all rows of a permutation at once: it may be a long one
+            here = (k == one) & (epoch == e)
+            examples[here] = self.classes[one][_permutation(self.seed, e, int(sizes[one]), stream=2 + one)[place[here]]]
+        return examples, epoch
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -244,8 +264,9 @@ def _live_with_the_run(worker: int, workers: int) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(n)
+def _permutation(seed: int, epoch: int, n: int, stream: int = 0) -> np.ndarray:
+    key = np.array([seed, stream << 32 | epoch], np.uint64)  # where streams begin, no example has a number
+    return np.random.Generator(np.random.Philox(key=key)).permutation(n)
 
 
 def _fitted(example: dict, preprocess: Preprocess) -> dict:

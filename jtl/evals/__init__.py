@@ -1,20 +1,24 @@
 """Evaluators: plug-ins that look at one pass over a split and yield `(name, value)`.
 
-An evaluator is a module with `run(seen) -> Iterator[tuple[str, float | np.ndarray]]`. A split is passed over once
-(`collect`), however many evaluators look at it; one that needs more than the outputs, such as predictions under
-an attack, has `seen.predict` and `seen.batches`.
+An evaluator is a module with `run(seen, **options) -> Iterator[tuple[str, float | np.ndarray]]`. A split is passed
+over once (`collect`), however many evaluators look at it; one that needs more than the outputs has `seen.predict` and
+`seen.batches`, and one that differentiates, such as an attack, the method and what it was evaluated with.
 
 Shapes: N examples of the split, B rows of a padded batch, K classes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jtl import names
-from jtl.errors import UserError
+from jtl.errors import UserError, check_kwargs
+from jtl.method import Method
+
+Evaluators = Iterable[str | tuple[str, Mapping]]
+"""Names, or `(name, options)`."""
 
 
 class Seen(NamedTuple):
@@ -26,18 +30,41 @@ class Seen(NamedTuple):
     batches: Callable[
         [], Iterator[Mapping]
     ]  # () -> padded batches with 'mask' [B], 0 = padding row: this process's rows
+    method: Method | None = None
+    params: Any = None  # with the averages in, if the run averages
+    state: Any = None
+    preprocess: Mapping[str, Any] = {}  # fields of `jtl.data.Preprocess`: mean, std
 
 
-def measure(
-    evaluators: Iterable[str], predict: Callable, batches: Callable, classes: tuple[str, ...]
-) -> tuple[dict, dict]:
-    """One pass over a split and what each evaluator, a file in this folder, says of it: `(values by name, outputs)`."""
-    outputs = collect(predict, batches())
-    seen = Seen(outputs, classes, predict, batches)
+def measure(evaluators: Evaluators, seen: Seen) -> tuple[dict, dict]:
+    """One pass over a split and what each evaluator, a file in this folder, says of it: `(values by name, outputs)`.
+
+    Args:
+        seen: without outputs, which the pass adds.
+    """
+    seen = seen._replace(outputs=collect(seen.predict, seen.batches()))
     values = {}
-    for name in evaluators:
-        values.update(names.module('jtl.evals', name, f'config.evals: {name!r}').run(seen))
-    return values, outputs
+    for run, options in map(_evaluator, evaluators):
+        values.update(run(seen, **options))
+    return values, seen.outputs
+
+
+def check(evaluators: Evaluators) -> None:
+    """Refuses names and options that no evaluator has."""
+    for evaluator in evaluators:
+        run, options = _evaluator(evaluator)
+        check_kwargs(run, options, f'config.evals: {evaluator[0]}', ignore=('seen',))
+
+
+def sees_inputs(evaluators: Evaluators) -> bool:
+    """Whether one of them looks at what a backbone reads, so that features of it will not do in its place."""
+    modules = (names.module('jtl.evals', e if isinstance(e, str) else e[0], f'config.evals: {e!r}') for e in evaluators)
+    return any(getattr(module, 'SEES_INPUTS', False) for module in modules)
+
+
+def _evaluator(evaluator: str | tuple[str, Mapping]) -> tuple[Callable, dict]:
+    name, options = (evaluator, {}) if isinstance(evaluator, str) else evaluator
+    return names.module('jtl.evals', name, f'config.evals: {name!r}').run, dict(options)
 
 
 def collect(predict: Callable, batches: Iterable[Mapping], keep: Iterable[str] = ('logits',)) -> dict:

@@ -11,9 +11,10 @@ import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from jtl.errors import UserError, check_kwargs, nearest
+from jtl.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from jtl.adapters import Adapted
     from jtl.models.classifier import Classifier
 
 DTYPES = ('float32', 'bfloat16')
@@ -22,7 +23,7 @@ IMAGENET_COLOURS = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
 def build(
     name: str, num_classes: int, *, head: Mapping[str, Any] | None = None, dtype: str = 'float32', **kwargs
-) -> 'Classifier':
+) -> 'Classifier | Adapted':
     """The classifier of a name, not yet initialised; equal arguments give equal, hashable models.
 
         model = build('resnet20', 10)
@@ -32,10 +33,13 @@ def build(
     Args:
         name: family and variant: `resnet50`, `vit_ti16`, `mlp`, `conv4`, …
         num_classes: K.
-        head: keyword arguments of `classifier.Linear`: `{'init': 'zeros', 'dropout': 0.1}`.
+        head: a head of `classifier.HEADS` and its attributes: `{'name': 'mlp', 'hidden': (64,), 'dropout': 0.5}`;
+            without a name, a linear one: `{'init': 'zeros'}`.
         dtype: of the computation. Parameters, features and logits are float32.
-        kwargs: keyword arguments of the backbone, over those of the variant.
+        kwargs: keyword arguments of the backbone, over those of the variant; and adapters with their options,
+            `lora={'rank': 4}`, with which this gives an `adapters.Adapted`, to be used in the same way.
     """
+    from jtl import adapters
     from jtl.models import classifier
 
     family, variant = resolve(name)
@@ -43,14 +47,14 @@ def build(
         raise UserError(f'a model needs at least one class, not num_classes={num_classes!r}.')
     if dtype not in DTYPES:
         raise UserError(f'unknown config.model.dtype {dtype!r}: {nearest(str(dtype), DTYPES)}')
-    head = dict(head or {})
-    check_kwargs(classifier.Linear, head, 'config.model.head', ignore=('classes', 'parent', 'name'))
-    classifier.check_init(head.get('init', 'lecun'))
+    made = classifier.make_head(num_classes, head or {})
+    adapted, kwargs = adapters.split(kwargs)
     kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
-    return classifier.Classifier(
+    plain = classifier.Classifier(
         backbone=family.backbone(variant, dtype=dtype, **kwargs),
-        head=classifier.Linear(num_classes, **head),
+        head=made,
     )
+    return adapters.Adapted(plain, adapted) if adapted else plain
 
 
 def preprocess(name: str) -> dict[str, Any]:

@@ -5,9 +5,10 @@ A layer is named by its path in the parameters: `stem`, `stage2/block0`, `block1
 Legend: B batch, H×W positions of a map, T tokens, C channels or width.
 """
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax
 import flax.linen as nn
@@ -78,22 +79,57 @@ def is_deterministic(model: Classifier, variables: PyTree, batch: Mapping[str, A
     return True
 
 
-def _outputs(model: Classifier, variables: PyTree, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """The output of each block, in the order of their execution, and the features."""
-    found = {}
+class Watched(NamedTuple):
+    """What one pass showed; of several, the last.
+
+    Attributes:
+        outputs: of each block, by name, in the order of their execution, and the features.
+        batch: what the backbone was given.
+    """
+
+    outputs: dict[str, jax.Array]
+    batch: dict[str, Any]
+
+
+@contextlib.contextmanager
+def watch(change: Callable[[str, jax.Array], jax.Array] = lambda name, x: x) -> Iterator[Watched]:
+    """Within this context, what blocks give is recorded, and first replaced by `change(name, output)`.
+
+        with watch() as seen:
+            outputs = model.apply(variables, batch, train=False)
+        seen.outputs['stage1/block0']
+
+    It looks on while JAX traces, so open it inside the function that is jitted or differentiated, not around one.
+    Within `remat` nothing can be watched.
+    """
+    watched, own = Watched({}, {}), []
 
     def intercept(call, args, kwargs, context):
-        output = call(*args, **kwargs)
-        name = BLOCK.fullmatch('/'.join(context.module.path))
-        if name and context.method_name == '__call__':
-            found[name[1]] = output
+        output, path, method = call(*args, **kwargs), '/'.join(context.module.path), context.method_name
+        block = BLOCK.fullmatch(path) if method == '__call__' else None
+        name = block[1] if block else FEATURES if (path, method) == ('', 'features') else None
+        if name is None:
+            return output
+        if name == FEATURES:
+            watched.batch.clear()
+            watched.batch.update(args[0])
+        output = change(name, output)
+        if name == 'block0' and output.ndim == 3:
+            own[:] = [args[0].shape[1]]  # T, before an adapter appends tokens of its own, which are no output
+        watched.outputs[name] = output[:, : own[0]] if own and output.ndim == 3 else output
         return output
 
+    with nn.intercept_methods(intercept):
+        yield watched
+
+
+def _outputs(model: Classifier, variables: PyTree, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The output of each block, in the order of their execution, and the features."""
     if getattr(model.backbone, 'remat', False):  # it would hide what is within, and there is no gradient to save for
         model = model.clone(backbone=model.backbone.clone(remat=False))
-    with nn.intercept_methods(intercept):
-        features = model.apply(variables, batch, train=False, method='features')
-    return {**found, FEATURES: features}
+    with watch() as watched:
+        model.apply(variables, batch, train=False, method='features')
+    return watched.outputs
 
 
 def _pooled(x: jax.Array, how: str, real: jax.Array | None, prefix: int) -> jax.Array:

@@ -1,20 +1,22 @@
-"""`jtl convert URI --to=safetensors:PATH|run:PATH`: weights under a library's names, or as a run's folder."""
+"""`jtl convert URI --to=…`: weights under a library's names, or as a run's folder, or what a run changed of them."""
 
 import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from jtl import checkpoint, models, run, tree
+from jtl import adapters, models, run, tree
 from jtl.config import Config, as_json
 from jtl.data import ops_text
 from jtl.errors import UserError, nearest
 from jtl.files import expanded
+from jtl.pretrained import adapter
 from jtl.pretrained.formats import safetensors
 from jtl.pretrained.into import into
-from jtl.pretrained.load import Pretrained, load
+from jtl.pretrained.load import Pretrained, is_run, load
 from jtl.pretrained.recognise import closest, dialects
 from jtl.pretrained.shapes import example, grouped, lacking, shapes
 from jtl.pretrained.table import Arrays, export
@@ -25,21 +27,29 @@ FREE = ('parent', 'name', 'dtype', 'remat', 'dropout', 'drop_path', 'zero_init_r
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='jtl convert', description='Weights for another library, or for jtl.')
     parser.add_argument('uri', metavar='URI', help='as for config.init: hf:OWNER/NAME, torch:PATH, a run, …')
-    parser.add_argument('--to', metavar='safetensors:PATH|run:PATH', required=True, help='what to write')
+    parser.add_argument('--to', metavar='safetensors:PATH|run:PATH|adapter:FILE', required=True, help='what to write')
     parser.add_argument(
         '--names', metavar='LIBRARY', help='whose names: torchvision, timm, huggingface, … (default: one of PyTorch)'
     )
     parser.add_argument('--labels', metavar='FILE', help='the names of the classes: a line each, or JSON')
     parser.add_argument('--ignore', metavar='REGEX', nargs='+', default=(), help='tensors that are not wanted')
+    parser.add_argument('--merge', action='store_true', help='to a run: with its adapters merged into the weights')
+    parser.add_argument('--base', metavar='URI', help='where the weights are now that an adapter belongs to')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(arguments)
     kind, _, path = args.to.partition(':')
-    if kind not in ('safetensors', 'run') or not path:
-        raise UserError(f'--to={args.to}: expected safetensors:PATH or run:PATH.')
+    if kind not in ('safetensors', 'run', 'adapter') or not path:
+        raise UserError(f'--to={args.to}: expected safetensors:PATH or run:PATH, or of a run adapter:FILE.')
     path = expanded(path)
     if path.exists():
         raise UserError(f'--to={args.to}: exists already; name a new one.')
-    weights = load(args.uri, labels=args.labels, ignore=tuple(args.ignore))
+    if kind == 'adapter' and args.merge:
+        raise UserError('--merge: a run whose adapters are merged is changed everywhere; use --to=run:PATH.')
+    if kind == 'adapter':
+        return to_adapter(args.uri, path, args.base)
+    weights = load(args.uri, labels=args.labels, ignore=tuple(args.ignore), base=args.base)
+    if kind == 'safetensors' or args.merge:
+        weights = merged(weights)
     if kind == 'safetensors':
         names, silent = to_safetensors(weights, path, args.names)
         print(f'{path}: {weights.model["name"]} under the names of {names}.')
@@ -49,6 +59,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         to_run(weights, path)
         print(f'{path}: {weights.model["name"]}, a run that jtl eval, jtl predict and config.init take.')
     return 0
+
+
+def to_adapter(uri: str, path: Path, base: str | None = None) -> int:
+    """Writes what a run changed of the weights that it started from; see `jtl.pretrained.adapter`."""
+    if path.suffix != '.safetensors':
+        raise UserError(f'--to=adapter:{path}: expected a file NAME.safetensors.')
+    if not is_run(expanded(uri)):
+        raise UserError(f'--to=adapter:{path}: {uri} is not the folder of a finished run, which started from weights.')
+    said, leaves = adapter.write(uri, path, base), safetensors.read(path)
+    numbers, size = sum(x.size for x in leaves.values()), path.stat().st_size
+    print(f'{path}: {len(leaves)} leaves, {numbers:,} numbers, {size:,} bytes; belongs to {said.weights.uri}.')
+    return 0
+
+
+def merged(weights: Pretrained) -> Pretrained:
+    """The same function with plain weights: adapters are merged into them, and the model has none any more.
+
+    Raises:
+        UserError: an adapter that does what no weights of the plain model do.
+    """
+    own, _ = adapters.split({key: value for key, value in weights.model.items() if key != 'head'})
+    if not own:
+        return weights
+    model = models.build(num_classes=1, **weights.model)  # the head is not looked at
+    try:
+        params = jax.tree.map(np.asarray, model.merge(weights.params))
+    except UserError as e:
+        raise UserError(f'{weights.uri}: cannot be merged: {e}') from e
+    names = {a.name for a in own}
+    return weights._replace(model={key: x for key, x in weights.model.items() if key not in names}, params=params)
 
 
 def to_safetensors(weights: Pretrained, path: Path, names: str | None = None) -> tuple[str, dict]:
@@ -62,6 +102,8 @@ def to_safetensors(weights: Pretrained, path: Path, names: str | None = None) ->
     Raises:
         UserError: the weights are not complete, or no library, or not this one, has names for all of them.
     """
+    if (head := (weights.model.get('head') or {}).get('name', 'linear')) != 'linear':
+        raise UserError(f'{weights.uri}: other libraries have no names for a head {head!r}; --to=run:PATH keeps it.')
     leaves, able = weights.leaves(), {}
     if missing := lacking(weights.model, leaves, weights.preprocess):
         raise UserError('\n'.join([f'{weights.uri}: {len(missing)} missing:', *grouped(missing)]))
@@ -133,14 +175,11 @@ def to_run(weights: Pretrained, path: Path) -> None:
         'model': config['model'],
         'method': config['method'],
         'classes': classes,
-        'multi_label': False,
+        'multi_label': weights.multi_label,
         'preprocess': weights.preprocess,
     }
     with run.lock(path):
         table = '\n'.join(f'{name}  {where}' for name, where in origin.items())
-        run.write_start(path, record, model, table, weights.tokenizer)
-        with checkpoint.Writer(path / 'checkpoints') as writer:
-            writer.save(0, {'params': params, 'state': state}, {})
         total = tree.count(params)
         result = {'step': 0, 'seconds': 0.0, 'examples_per_second': None, 'params': {'total': total, 'trainable': 0}}
-        run.write_json(path / 'result.json', result)
+        run.write_finished(path, record, model, table, weights.tokenizer, params, state, result)

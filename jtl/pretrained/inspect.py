@@ -9,7 +9,7 @@ import numpy as np
 
 from jtl.errors import UserError, printable, some
 from jtl.files import expanded
-from jtl.pretrained import source
+from jtl.pretrained import adapter, source
 from jtl.pretrained.load import check, expected_input, is_run, load
 from jtl.pretrained.recognise import MOST, closest, recognise
 from jtl.pretrained.shapes import grouped, lacking
@@ -27,8 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(arguments)
     check(ignore=args.ignore)
-    run = is_run(expanded(args.uri))
-    said = _run(args.uri) if run else _foreign(args.uri, args.labels, args.ignore)
+    if adapter.is_adapter(args.uri):
+        said = _adapter(args.uri)
+    else:
+        said = _run(args.uri) if is_run(expanded(args.uri)) else _foreign(args.uri, args.labels, args.ignore)
     text = json.dumps(said) if args.json else _text(said)
     print('\n'.join(printable(line, len(line)) for line in text.split('\n')))
     return 0
@@ -44,6 +46,21 @@ def _run(uri: str) -> dict:
         'preprocess': weights.preprocess,
         'classes': weights.classes,
         'tensors': rows,
+        'missing': [],
+    }
+
+
+def _adapter(uri: str) -> dict:
+    """What its file says; the weights that it belongs to are not looked for."""
+    path = adapter.where(uri)
+    says = adapter.said(path)
+    return {
+        'uri': uri,
+        'model': says.model,
+        'why': f'an adapter, which says so itself, of {says.weights.uri}',
+        'preprocess': says.preprocess,
+        'classes': says.classes,
+        'tensors': [(name, x.shape, str(x.dtype), name) for name, x in adapter.leaves(path).items()],
         'missing': [],
     }
 

@@ -16,7 +16,7 @@ from jtl.pretrained import source
 from jtl.pretrained.formats import archive
 from jtl.pretrained.recognise import Recognised, recognise
 from jtl.pretrained.shapes import expected
-from jtl.rules import any_matches
+from jtl.rules import any_matches, pairs
 
 PyTree = Any
 
@@ -37,7 +37,8 @@ class Pretrained(NamedTuple):
         tokenizer: files by name, for models of text.
         antialias: whether their library resizes position embeddings with antialiasing.
         files: what was read, with the commit if it is the hub's.
-        head, missing, fresh: what `load` was told; see there.
+        multi_label: whether an example may be of several classes at once, if a former run says so.
+        head, missing, fresh, copy, grow, grow_noise: what `load` was told; see there.
     """
 
     uri: str
@@ -51,9 +52,13 @@ class Pretrained(NamedTuple):
     tokenizer: Mapping[str, bytes] = {}
     antialias: bool = True
     files: tuple[str, ...] = ()
+    multi_label: bool = False
     head: str = 'auto'
     missing: tuple[str, ...] = ()
     fresh: bool = False
+    copy: tuple = ()
+    grow: bool = False
+    grow_noise: float = 0.0
 
     def leaves(self) -> dict[str, np.ndarray]:
         """By our path: parameters, and the model's statistics below `model/`."""
@@ -68,6 +73,10 @@ def load(
     ignore: tuple[str, ...] = (),
     missing: tuple[str, ...] = (),
     fresh: bool = False,
+    copy: tuple = (),
+    grow: bool = False,
+    grow_noise: float = 0.5,
+    base: str | None = None,
 ) -> Pretrained:
     """Reads the weights behind a URI; see `jtl.pretrained.source`.
 
@@ -81,24 +90,51 @@ def load(
         missing: regexes of our paths that may stay fresh if the weights do not have them.
         fresh: take the model, the preprocessing and the tokenizer alone, and leave all numbers as they were
             initialised: training from scratch, and nothing else is different.
+        copy: `((regex of our paths, template or None), …)`: which leaf goes where, into a network of other depth or
+            width. The first regex that matches a path decides: the template, as in `re.sub`, names the leaf that is
+            copied, and None leaves it fresh. `((r'backbone/block1/(.*)', r'backbone/block3/\\1'), ('.*', None))`. The
+            head and the statistics, `model/batch_stats/…`, are covered by rules as well.
+        grow: the weights are of a smaller model of the same family, and ours begins as the same function: see
+            `jtl.morph`.
+        grow_noise: how unequally copies of a unit share its weights, 0 to 1. At any value the function is the same;
+            at 0 copies have the same gradients, and stay copies.
+        base: of `adapter:FILE`, where the weights are now that it belongs to; None is where they were when it was
+            trained. See `jtl.pretrained.adapter`.
 
     Raises:
         UserError: nothing there, damaged, not a model that we know, or with tensors that we do not know.
     """
-    check(head, ignore, missing)
-    path = expanded(uri)
-    if is_run(path) or (path.is_dir() and not source.has_weights(path)):
+    check(head, ignore, missing, labels, fresh, copy, grow, grow_noise, base)
+    path, adapted = expanded(uri), uri.startswith('adapter:')
+    if base and not adapted:
+        raise UserError(f'config.load.base: {uri} is no adapter, adapter:FILE, that belongs to other weights.')
+    if adapted:
+        from jtl.pretrained import adapter  # which reads the weights that it belongs to from here
+
+        if labels or ignore:
+            raise UserError(f'config.load: {uri} is an adapter, which has its own labels and all that it needs.')
+        weights = adapter.read(adapter.where(uri), base)
+    elif is_run(path) or (path.is_dir() and not source.has_weights(path)):
         if labels or ignore:
             raise UserError(f'config.load: {uri} is a former run, which has its own labels and all that it needs.')
         result = path / 'result.json'
         weights = _load_run(uri, result.stat().st_mtime_ns if result.exists() else 0)
     else:
         weights = _load_foreign(uri, labels, tuple(ignore), source.stamp(uri, labels))
-    return weights._replace(head=head, missing=tuple(missing), fresh=fresh)
+    asked = {'copy': tuple(copy), 'grow': grow, 'grow_noise': grow_noise}
+    return weights._replace(head=head, missing=tuple(missing), fresh=fresh, **asked)
 
 
 def check(
-    head: str = 'auto', ignore: tuple = (), missing: tuple = (), labels: str | None = None, fresh: bool = False
+    head: str = 'auto',
+    ignore: tuple = (),
+    missing: tuple = (),
+    labels: str | None = None,
+    fresh: bool = False,
+    copy: tuple = (),
+    grow: bool = False,
+    grow_noise: float = 0.5,
+    base: str | None = None,
 ) -> None:
     """Refuses what can be seen to be wrong before anything is opened."""
     if head not in HEADS:
@@ -109,6 +145,23 @@ def check(
                 re.compile(pattern)
             except re.error as e:
                 raise UserError(f'config.load.{key}: {pattern!r} is not a regular expression: {e}.') from e
+    if copy:
+        _check_copy(copy)
+        if grow or missing or head != 'auto':
+            other = 'grow' if grow else 'missing' if missing else 'head'
+            raise UserError(f'config.load.{other}: the rules of config.load.copy say what becomes of every parameter.')
+    if not 0 <= grow_noise <= 1:
+        raise UserError(f'config.load.grow_noise: {grow_noise} should be in [0, 1].')
+
+
+def _check_copy(rules: tuple) -> None:
+    if not pairs(rules) or not all(isinstance(template, str | None) for _, template in rules):
+        raise UserError(f"config.load.copy: expected (('regex', 'template' or None), …), got {rules!r}.")
+    for regex, template in rules:
+        try:
+            re.sub(regex, template or '', '')
+        except re.error as e:
+            raise UserError(f'config.load.copy: {regex!r} to {template!r} cannot be: {e}.') from e
 
 
 def is_run(path: Path) -> bool:
@@ -128,8 +181,9 @@ def _load_run(uri: str, stamp: int) -> Pretrained:
         former.preprocess,
         sha256='',
         tokenizer=former.tokenizer,
+        multi_label=former.multi_label,
     )
-    return weights._replace(sha256=_hash(weights))
+    return hashed(weights)
 
 
 @functools.lru_cache(maxsize=1)
@@ -161,7 +215,7 @@ def _load_foreign(uri: str, labels: str | None, ignore: tuple[str, ...], stamp: 
         known.dialect.antialias,
         found.files,
     )
-    return weights._replace(sha256=_hash(weights))
+    return hashed(weights)
 
 
 def expected_input(known: Recognised, described: dict, leaves: Mapping[str, np.ndarray]) -> dict:
@@ -202,11 +256,12 @@ def _classes(uri: str, classes: tuple[str, ...], leaves: Mapping, labels: str | 
     return classes if len(classes) == columns else ()
 
 
-def _hash(weights: Pretrained) -> str:
+def hashed(weights: Pretrained) -> Pretrained:
+    """The same with their `sha256`."""
     digest = hashlib.sha256(repr((weights.classes, sorted(weights.preprocess.items()))).encode())
     for name, content in sorted(weights.tokenizer.items()):
         digest.update(name.encode() + content)
     for path, leaf in sorted(weights.leaves().items()):
         digest.update(f'{path} {leaf.shape}'.encode())
         digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()[:16]
+    return weights._replace(sha256=digest.hexdigest()[:16])

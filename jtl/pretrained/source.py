@@ -7,6 +7,9 @@ npz:PATH                          NumPy's archive, whoever named the arrays
 keras:PATH                        .h5, .keras
 PATH                              a directory with config.json and weights, or a file of a known suffix
 NAME                              of the catalogue, such as resnet50.a1_in1k
+
+`adapter:FILE`, which belongs to weights of one of these, and the folder of a former run are read by
+`jtl.pretrained.load`.
 """
 
 from collections.abc import Callable
@@ -82,6 +85,8 @@ def read(uri: str, labels: str | None = None) -> Foreign:
     """
     names = read_labels(labels) if labels else ()
     found = find(uri)
+    if found.weights.suffix == '.safetensors' and 'jtl_adapter' in safetensors.notes(found.weights):
+        raise UserError(f'{uri}: is an adapter, of other weights: write adapter:{found.weights}.')
     read_one = READERS[found.scheme]
     tensors = read_one(found.weights, found.key) if found.key else read_one(found.weights)
     by_name = {Path(name).name: path for name, path in found.files.items() if name != hub.POOLING}
@@ -176,7 +181,7 @@ def _unknown(uri: str) -> str:
             return f'{uri} is an address; for the hub write hf:{name.partition("?")[0]}.'
         return f'{uri} is an address: download it, then give its path, such as torch:PATH.'
     if colon and '/' not in scheme and '.' not in scheme:
-        return f'{uri}: unknown scheme {scheme!r}: {nearest(scheme, ["hf", *READERS])}'
+        return f'{uri}: unknown scheme {scheme!r}: {nearest(scheme, ["hf", "adapter", *READERS])}'
     path = expanded(uri)
     expected = 'the folder of a former run, weights, or a well-known name'
     if path.suffix in hub.SUFFIXES or ('/' in uri and path.parent.is_dir()):

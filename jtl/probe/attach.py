@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtl import models, optim
+from jtl import evals, models, optim
 from jtl.errors import UserError
 from jtl.models import layers as taps
 from jtl.models.layers import FEATURES
@@ -44,16 +44,19 @@ def obstacle(plan: Plan) -> str | None:
     """Why this run's features cannot be computed once, if they cannot."""
     options = caching(**plan.config.cache)
     frozen_in = [optim.frozen_paths(plan.shapes[0], phase) for phase in plan.phases]
-    paths = [path for path in frozen_in[0] if path.startswith('backbone/')]
+    paths = [path for path in frozen_in[0] if not path.startswith('head/')]
     moving = [path for path in paths if not all(frozen[path] for frozen in frozen_in)]
     if options.use == 'never':
         return 'config.cache.use is "never"'
-    if not paths:
+    backbone = [path for path in paths if path.startswith('backbone/')]
+    if not backbone:
         return 'the backbone has no parameters'
     if moving:
-        return f'the backbone is trained ({moving[0]})'
+        return f'the backbone is trained ({moving[0]})' if moving[0] in backbone else f'{moving[0]} is trained'
     if plan.data.augment and not options.views:
         return 'training pictures are augmented at random; config.cache.views=K keeps K views of each'
+    if evals.sees_inputs(plan.config.evals):
+        return 'config.evals look at the pictures themselves'
     if jax.process_count() > 1:
         return 'several processes train together'
     params, state = plan.shapes
@@ -110,7 +113,8 @@ def _served(plan: Plan, of: Frozen, options: Caching, say: Callable, quiet: bool
         return entry.read(FEATURES)
 
     plain = {split: Embedding((kept(split),)) for split in plan.data.parts if split != 'train' or not plan.data.augment}
-    epochs = math.ceil(steps * batch_size / plan.data.sizes['train'])
+    round_of_classes = math.ceil(len(plan.data.classes) / batch_size)  # with balanced sampling, all are in the last
+    epochs = 1 + max(plan.data.order(step)[1].max() for step in range(max(steps - 1 - round_of_classes, 0), steps))
     views = tuple(kept('train', epoch) for epoch in range(min(options.views or 1, epochs))) if plan.data.augment else ()
     read, computed, _ = map(sum, zip(*counts))
     say(f'The backbone is frozen: features of {read} examples come from the cache, of {computed} are computed, once.')

@@ -165,13 +165,29 @@ def held_out(
 def temperature(scores: np.ndarray, y: np.ndarray) -> float:
     """The factor that makes scores logits: with the least cross-entropy, of examples that the head has not seen.
 
-    Guo et al., "On Calibration of Modern Neural Networks", 2017. Decisions stay as they are.
+    Guo et al., "On Calibration of Modern Neural Networks", 2017. Decisions stay as they are. One more example is
+    counted, as wrong: where all are right no factor would be too large, and no loss would have a gradient left.
 
     Args:
         scores: [R, K]. y: [R], or [R, K] of zeros and ones, whose cross-entropy is a sigmoid's each.
     """
+    scores, y = _with_one_wrong(scores, y)
     losses = [dict(classification.run(_seen(factor * scores, y, scores.shape[1])))['loss'] for factor in TEMPERATURES]
     return float(TEMPERATURES[int(np.argmin(losses))])
+
+
+def _with_one_wrong(scores: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out scores [R, K] and labels, and one more: the middle one by its margin, with the runner-up for its label.
+
+    Where all are right no factor is too large. Of several labels, the opposite of all its decisions is its label.
+    """
+    if y.ndim == 2:
+        margin, wrong = np.abs(scores).mean(1), scores <= 0
+    else:
+        order = np.argsort(scores, 1)
+        margin, wrong = np.ptp(np.take_along_axis(scores, order[:, -2:], 1), 1), order[:, -2]
+    middle = np.argsort(margin)[len(margin) // 2]
+    return np.concatenate([scores, scores[middle][None]]), np.concatenate([y, wrong[middle][None].astype(y.dtype)])
 
 
 def scaled(head: Linear, factor: float) -> Linear:

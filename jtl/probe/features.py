@@ -56,7 +56,7 @@ class Frozen(NamedTuple):
 
 def frozen(plan: Plan, params: PyTree, state: PyTree) -> Frozen:
     """The backbone of a run."""
-    kept = lambda tree_: {'backbone': tree_['backbone']} if 'backbone' in tree_ else {}
+    kept = lambda tree_: {key: value for key, value in tree_.items() if key != 'head'}  # adapters as well
     statistics = {name: kept(values) for name, values in state.get('model', {}).items()}
     variables = {'params': kept(params), **{name: values for name, values in statistics.items() if values}}
     config = plan.config
@@ -77,7 +77,9 @@ def open_source(data: Mapping, init: str, config: Mapping | None = None) -> tupl
         init: the URI of the weights.
         config: other sections: `model`, `preprocess`, `load`.
     """
-    values = {'rules': HEAD_ONLY, 'steps': 1, **(config or {}), 'data': dict(data), 'init': init}
+    config = {'rules': HEAD_ONLY, 'steps': 1, **(config or {})}
+    model = {'head': {}, **config.get('model', {})}  # a linear one, whatever the source's was
+    values = {**config, 'model': model, 'data': dict(data), 'init': init}
     plan = make_plan(parse(values))
     params, state, _ = loaded(plan, jax.random.key(plan.config.seed))
     return frozen(plan, params, state), plan

@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jtl import checkpoint, describe, run, tree
+from jtl import describe, run, tree
 from jtl.config import as_json
 from jtl.errors import UserError, nearest
 from jtl.files import expanded
-from jtl.metrics import finite
 from jtl.models.layers import FEATURES
 from jtl.plan import Plan
 from jtl.probe import choose, command, kinds, telling
@@ -215,13 +214,11 @@ def write(folder: Path, of: Frozen, plan: Plan, found: Found, told: dict, words:
     weights, config = plan.weights, as_json(dataclasses.replace(plan.config, report=False))
     start = run.record(config, plan.data.fingerprint, weights.sha256, weights.files)
     rows = describe.parameters(params, variables, plan.phases, origin, ())
-    run.write_start(folder, {**start, 'command': words}, run.model_record(config, plan.data), rows, weights.tokenizer)
-    with checkpoint.Writer(folder / 'checkpoints') as writer:
-        writer.save(0, {'params': params, 'state': state}, {})
-    run.write_json(folder / 'probe.json', told)
+    model = run.model_record(config, plan.data)
+    predictions = None
     if found.logits is not None:
         where, index = plan.data.parts['test']
-        np.savez(folder / 'predictions.npz', index=index, label=plan.data.labels[where][index], logits=found.logits)
+        predictions = {'index': index, 'label': plan.data.labels[where][index], 'logits': found.logits}
     result = {
         **(
             {'test': {name: value['value'] for name, value in found.written_test.items()}} if found.written_test else {}
@@ -233,4 +230,6 @@ def write(folder: Path, of: Frozen, plan: Plan, found: Found, told: dict, words:
     }
     if 'test' in result:
         result['test']['majority'] = plan.data.majority.get('test')
-    run.write_json(folder / 'result.json', finite(result))
+    run.write_json(folder / 'probe.json', told)
+    record = {**start, 'command': words}
+    run.write_finished(folder, record, model, rows, weights.tokenizer, params, state, result, predictions)

@@ -105,9 +105,10 @@ def subsample(y: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def own_head(plan: Plan) -> Mapping[str, np.ndarray] | None:
-    """The source's classifier, if its backbone is used as it is."""
+    """The source's classifier, if it is linear and its backbone is used as it is."""
     same = lambda model: {k: v for k, v in model.items() if k not in ('head', 'remat', 'dtype')}
-    return plan.weights.params.get('head') if same(plan.weights.model) == same(plan.config.model) else None
+    linear = (plan.weights.model.get('head') or {}).get('name', 'linear') == 'linear'
+    return plan.weights.params.get('head') if linear and same(plan.weights.model) == same(plan.config.model) else None
 
 
 def name_all(sources: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ ALL = (
     'flip',
     ('color_jitter', 0.4, 0.4, 0.4, 0.1),
     ('random_erasing', 1.0),
+    ('rand_augment', 2, 9),
 )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jtl.data import load, open_source
-from jtl.data.pipeline import Inputs, Memory, PlainBatch, Preprocess, TrainBatch, stream
+from jtl.data.pipeline import Inputs, Memory, PlainBatch, Preprocess, Share, TrainBatch, stream
 from jtl.errors import UserError
 
 N = 10
@@ -65,6 +65,15 @@ def test_train_batch_visits_every_example_once_an_epoch(batch_size):
     epochs = [shown[:10], shown[10:20], shown[20:30]]
     assert all(sorted(epoch) == INDEX.tolist() for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_train_batch_keeps_the_order_that_runs_have_had():
+    # resuming an old run needs it: epoch e is the permutation of a Philox generator whose key is (seed, e)
+    orders = [np.random.Generator(np.random.Philox(key=np.array([7, e], np.uint64))).permutation(N) for e in (0, 1)]
+    for e in (0, 1):
+        examples, epochs = batches(N, seed=7).order(e)
+        np.testing.assert_array_equal(examples, INDEX[orders[e]])
+        assert (epochs == e).all()
 
 
 def test_augmentation_is_keyed_by_seed_epoch_and_example():
@@ -307,3 +316,119 @@ def test_load_refuses_to_augment_features(tmp_path):
     np.savez(tmp_path / 'f.npz', x=np.zeros((8, 3)), y=np.arange(8) % 2)
     with pytest.raises(UserError, match='holds features, not pictures'):
         opened(f'npz:{tmp_path}/f.npz', augment=('flip',))
+
+
+# Balanced batches.
+
+UNEQUAL = tuple(np.arange(k, 40, 4)[:n] for k, n in enumerate((7, 2, 5)))  # 14 examples of 3 classes
+
+
+def in_turn(batch_size=4, seed=0, augment=(), **options):
+    inputs, index = Inputs(get, AS_IT_IS, augment, seed), np.concatenate(UNEQUAL)
+    return TrainBatch(inputs, LABELS, index, batch_size, seed, classes=UNEQUAL, **options)
+
+
+def used(make, steps):
+    """`[(example, epoch)]`, in order."""
+    return [(int(i), int(e)) for s in range(steps) for i, e in zip(*make.order(s))]
+
+
+@pytest.mark.parametrize('batch_size', [1, 4, 7])
+def test_balanced_batches_have_every_class_equally_often(batch_size):
+    classes = [LABELS[i] for i, _ in used(in_turn(batch_size), -(-42 // batch_size))][:42]
+    rounds = [classes[i : i + 3] for i in range(0, 42, 3)]
+    assert all(sorted(one) == [0, 1, 2] for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 3  # of 6 orders, in 14 rounds
+
+
+def test_balanced_batches_use_a_class_up_before_they_repeat():
+    found = used(in_turn(), 21)  # 84 examples: 28 of each class, so 4 epochs of 7, 14 of 2, and 28 = 5 · 5 + 3
+    for members, epochs in zip(UNEQUAL, (4, 14, 5)):
+        mine = [(i, e) for i, e in found if i in members]
+        assert len(mine) == 28
+        for epoch in range(epochs):
+            part = mine[epoch * len(members) : (epoch + 1) * len(members)]
+            assert [e for _, e in part] == [epoch] * len(members)
+            assert sorted(i for i, _ in part) == members.tolist()
+    first, second = ([i for i, e in found if i in UNEQUAL[0] and e == epoch] for epoch in (0, 1))
+    assert first != second and first != UNEQUAL[0].tolist()
+
+
+def test_balanced_batches_are_a_pure_function_of_seed_and_step():
+    forwards = [in_turn()(s) for s in range(8)]
+    make = in_turn()
+    for s in reversed(range(8)):
+        same(make(s), forwards[s])
+    assert used(in_turn(6), 14) == used(in_turn(4), 21)  # and not of the batch size
+    assert used(in_turn(seed=1), 8) != used(in_turn(), 8)
+
+
+def test_balanced_batches_are_shared_among_processes():
+    halves = [in_turn(share=Share(part, 2)).order(3) for part in range(2)]
+    for whole, *parts in zip(in_turn().order(3), *halves):
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_balanced_batches_augment_each_use_anew():
+    views = {}
+    for i, x in seen(in_turn(augment=AUGMENT), 21):
+        views.setdefault(i, set()).add(x.tobytes())
+    assert all(len(views[int(i)]) >= 10 for i in UNEQUAL[1])  # of 14 uses, of 25 · 2 views and more
+    inputs = Inputs(get, AS_IT_IS, AUGMENT)
+    index, epoch = in_turn().order(20)
+    np.testing.assert_array_equal(in_turn(augment=AUGMENT)(20)['image'], inputs(index, epoch)['image'])
+
+
+def test_load_samples_classes_equally(tmp_path):
+    uneven = np.repeat(np.arange(3), (28, 8, 4))
+    np.savez(tmp_path / 'a.npz', x=IMAGES, y=uneven)
+    data = opened(f'npz:{tmp_path}/a.npz', sampling='balanced', batch_size=6)
+    labels = np.concatenate([b['label'] for b in data.train(0, 10)])
+    assert np.bincount(labels).tolist() == [20, 20, 20]
+    _, train = data.parts['train']
+    shown = np.concatenate([data.order(s)[0] for s in range(10)])
+    assert set(shown) <= set(train) and set(train[uneven[train] == 2]) <= set(shown)
+    plain = opened(f'npz:{tmp_path}/a.npz', batch_size=6)
+    assert plain.fingerprint == data.fingerprint  # the same examples, shown otherwise
+    assert np.bincount(np.concatenate([b['label'] for b in plain.train(0, 4)])).tolist() != [8, 8, 8]
+
+
+def test_load_leaves_out_classes_without_training_examples(tmp_path):
+    labels = np.array([0, 2] * 10)
+    np.savez(tmp_path / 'a.npz', x=IMAGES[:20], y=labels, classes=['a', 'b', 'c'])
+    data = opened(f'npz:{tmp_path}/a.npz', sampling='balanced')
+    assert data.classes == ('a', 'b', 'c')
+    assert np.bincount(next(data.train(0, 1))['label'], minlength=3).tolist() == [2, 0, 2]
+
+
+@pytest.mark.parametrize(
+    'labels, sampling, message',
+    [
+        (LABELS, 'balance', r"config\.data\.sampling: 'balance' is unknown; did you mean 'balanced'"),
+        (np.eye(4, dtype=np.float32)[LABELS], 'balanced', r'config\.data\.sampling: .* several labels each'),
+    ],
+)
+def test_load_refuses_sampling(labels, sampling, message, tmp_path):
+    np.savez(tmp_path / 'a.npz', x=IMAGES, y=labels)
+    with pytest.raises(UserError, match=message):
+        opened(f'npz:{tmp_path}/a.npz', sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'augment': AUGMENT},
+        {'sampling': 'balanced'},
+        {'batch_size': 7, 'eval_batch_size': 2},
+        {'preprocess': Preprocess(size=4, channels=1)},
+        {'threads': 2, 'cache_mb': 0},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_few_labels_are_the_same_however_they_are_shown(options, tmp_path):
+    uri = npz(tmp_path / 'a.npz')
+    one, other = opened(uri, labels_per_class=2, seed=3), opened(uri, labels_per_class=2, seed=3, **options)
+    assert one.sizes == {'train': 8, 'val': 4, 'test': 8} and one.parts.keys() == other.parts.keys()
+    for name, (where, index) in one.parts.items():
+        assert other.parts[name][0] == where
+        np.testing.assert_array_equal(other.parts[name][1], index)

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import tiny
 
+from jtl.config import parse
 from jtl.data.source import Source, Split
-from jtl.data.splits import divide
+from jtl.data.splits import divide, to_sample
 from jtl.errors import UserError
+from jtl.plan import make_plan
 
 COUNTS = (40, 20, 3)  # examples of each class
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(3), COUNTS)).astype(np.int32)
@@ -17,7 +20,8 @@ def source(labels=LABELS, **others):
 
 
 def split(src=None, **options):
-    defaults = {'val': 0.1, 'test': 0.15, 'order': 'random', 'split_seed': 0, 'labels_per_class': None, 'seed': 0}
+    defaults = {'val': 0.1, 'test': 0.15, 'order': 'random', 'split_seed': 0, 'seed': 0}
+    defaults |= {'labels_per_class': None, 'test_per_class': None}
     return divide(src or source(), **{**defaults, **options})
 
 
@@ -106,6 +110,18 @@ def test_few_labels_are_drawn_by_the_seed_of_the_run_from_the_same_examples():
     assert set(one['train'][1]) | set(other['train'][1]) <= all_train
 
 
+def test_few_test_examples_are_the_same_for_every_seed_and_change_nothing_else():
+    labels = np.repeat([0, 1, 2], [40, 20, 5])
+    whole, few, other = (split(source(labels), test=0.4, **more) for more in (
+        {}, {'test_per_class': 3, 'seed': 1}, {'test_per_class': 3, 'seed': 2},
+    ))  # fmt: skip
+    assert np.bincount(labels[few['test'][1]]).tolist() == [3, 3, 2]
+    assert set(few['test'][1]) < set(whole['test'][1]) and np.array_equal(few['test'][1], other['test'][1])
+    assert np.array_equal(few['train'][1], whole['train'][1]) and np.array_equal(few['val'][1], whole['val'][1])
+    with pytest.raises(UserError, match='test_per_class: 0 should be at least 1'):
+        split(source(labels), test_per_class=0)
+
+
 def test_few_labels_of_a_larger_number_contain_those_of_a_smaller():
     labels = np.repeat([0, 1, 2], 40)
     few, more = (split(source(labels), labels_per_class=n)['train'][1] for n in (2, 5))
@@ -134,3 +150,31 @@ def test_divide_refuses(options, message):
 def test_few_labels_need_one_label_an_example():
     with pytest.raises(UserError, match='several labels each'):
         split(source(np.eye(3, dtype=np.float32)[LABELS]), labels_per_class=1)
+
+
+def test_few_labels_and_their_order_are_the_same_whatever_learns_from_them():
+    def planned(**changes):
+        return make_plan(parse({**tiny.CONFIG, **changes})).data
+
+    few = planned()
+    augmented = {**tiny.CONFIG['data'], 'augment': (('rand_augment', 2, 9), 'flip')}
+    for other in (
+        planned(method={'name': 'supervised', 'cutmix': 1.0, 'focal': 2.0}),
+        planned(model={'name': 'conv4', 'width': 2, 'head': {'name': 'cosine'}}),
+        planned(data=augmented, rules=tiny.HEAD, optim={'name': 'adam', 'lr': 1.0}),
+    ):
+        assert other.fingerprint == few.fingerprint and other.sizes == few.sizes
+        for name, (where, index) in few.parts.items():
+            assert other.parts[name][0] == where
+            np.testing.assert_array_equal(other.parts[name][1], index)
+        for step in range(8):
+            np.testing.assert_array_equal(other.order(step), few.order(step))
+    assert not np.array_equal(planned(seed=1).parts['train'][1], few.parts['train'][1])
+
+
+@pytest.mark.parametrize('sampling, expected', [('uniform', 0), ('balanced', 2)])
+def test_to_sample_groups_training_examples_by_class(sampling, expected):
+    labels = np.array([2, 0, 2, 2, 0, 1], np.int32)
+    groups = to_sample(sampling, source(labels), {'train': ('train', np.array([0, 1, 3, 4]))})  # class 1 has none here
+    assert len(groups) == expected
+    assert [group.tolist() for group in groups] == [[1, 4], [0, 3]][:expected]

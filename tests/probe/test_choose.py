@@ -270,3 +270,20 @@ def test_too_few_examples_are_said():
     y = np.array([0, 0, 1, 1, 2, 3])
     with pytest.raises(UserError, match='for 9 classes'):
         best(candidates({'a': x}, y, 'abcdefghi', folds(y, 2), ['ridge']))
+
+
+def test_a_head_that_is_always_right_does_not_become_too_sure():
+    scores, y = np.array([[3.0, 0, 0], [0, 2, 1], [0, 0, 5], [4, 0, 0]]), np.array([0, 1, 2, 0])
+    assert choose.temperature(scores, y) < 2 < choose.TEMPERATURES[-1]  # the largest has the least loss on these four
+    several, flags = np.array([[1.0, -1], [3, -3], [-2, 2]]), np.array([[1, 0], [1, 0], [0, 1]], np.float32)
+    assert choose.temperature(several, flags) < 2
+
+
+def test_the_example_counted_as_wrong_is_the_middle_one_by_its_margin():
+    more, y = choose._with_one_wrong(np.array([[3.0, 0, 0], [0, 2, 1], [0, 0, 5], [4, 0, 0]]), np.array([0, 1, 2, 0]))
+    np.testing.assert_array_equal(more[4], [4, 0, 0])  # margins 3, 1, 5, 4; of an even number the upper
+    assert y[4] in (1, 2) and list(y[:4]) == [0, 1, 2, 0]
+    flags = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
+    more, flags = choose._with_one_wrong(np.array([[1.0, -1], [3, -3], [-2, 2]]), flags)
+    np.testing.assert_array_equal(more[3], [-2, 2])
+    np.testing.assert_array_equal(flags[3], [1, 0])

@@ -42,7 +42,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if path.name.endswith('.index.json'):
         return shards.read(path, read)
     data = archive.mapped(path)
-    header, numbers = _header(path, data)
+    header, _, numbers = _header(path, data)
     tensors, spans = {}, []
     for name, entry in header.items():
         dtype, shape, begin, end = _entry(f'{path}: {name[:100]!r}', name, entry, numbers.size)
@@ -61,18 +61,27 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _header(path: Path, data: np.ndarray) -> tuple[dict, np.ndarray]:
-    """The entries of the tensors, and the bytes that they refer to."""
+def notes(path: Path) -> dict[str, str]:
+    """What a file says beside its tensors, its `__metadata__`.
+
+    Raises:
+        UserError: as for `read`.
+    """
+    return _header(Path(path), archive.mapped(Path(path)))[1]
+
+
+def _header(path: Path, data: np.ndarray) -> tuple[dict, dict[str, str], np.ndarray]:
+    """The entries of the tensors, the file's notes, and the bytes that the entries refer to."""
     size = int.from_bytes(data[:8].tobytes(), 'little')
     if data.size < 10 or data[8] != ord('{') or not 2 <= size <= _HEADER:
         raise UserError(f'{path}: no safetensors file; {archive.looks_like(data)}.')
     if size > data.size - 8:
         raise UserError(f'{path}: cut short within its header, which has {size:,} bytes. Download it again.')
     header = parse_json(data[8 : 8 + size].tobytes(), f'{path}: its header')
-    notes = header.pop('__metadata__', {})
-    if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
+    said = header.pop('__metadata__', {})
+    if not isinstance(said, dict) or not all(isinstance(value, str) for value in said.values()):
         raise UserError(f'{path}: __metadata__ is no mapping of text to text; {_DAMAGED}')
-    return header, data[8 + size :]
+    return header, said, data[8 + size :]
 
 
 def _entry(where: str, name: str, entry: Any, size: int) -> tuple[np.dtype, tuple[int, ...], int, int]:
@@ -100,8 +109,11 @@ def _sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**48 for n in values)
 
 
-def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write(path: Path, tensors: Mapping[str, np.ndarray], said: Mapping[str, str] | None = None) -> None:
     """Writes tensors to a file that other libraries read; the file is there at once and whole, or not at all.
+
+    Args:
+        said: notes for it; see `notes`.
 
     Raises:
         UserError: a dtype that the format does not have, or a folder that does not exist.
@@ -118,7 +130,8 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     whole = {name: np.asarray(x, order='C') for name, x in tensors.items()}
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        safetensors.numpy.save_file(whole, temporary, {'format': 'pt'})  # without this note transformers refuses it
+        said = {'format': 'pt', **(said or {})}  # without this note transformers refuses the file
+        safetensors.numpy.save_file(whole, temporary, said)
         with open(temporary, 'rb') as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
