@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    module, config, path, workdir = _parse(argv)
-    stop = _on_signal()
+    module, config, path, workdir = parse_command(argv)
+    stop = on_signal()
     from jtl import guard, hosts, sweep  # JAX is imported only now, so that a wrong flag is answered at once
     from jtl.train import Stopped, train
 
@@ -65,7 +65,7 @@ def _main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> tuple[ModuleType, ConfigDict, Path, Path | None]:
+def parse_command(argv: Sequence[str]) -> tuple[ModuleType, ConfigDict, Path, Path | None]:
     """`(the config file as a module, its config with what the flags replace, its path, the workdir or None)`."""
     given, rest = _config_flag(argv)
     file, colon, arg = given.partition(':')
@@ -77,7 +77,7 @@ def _parse(argv: Sequence[str]) -> tuple[ModuleType, ConfigDict, Path, Path | No
         files = [str(p) for p in (path.parent if path.parent.is_dir() else Path('configs')).glob('*.py')]
         raise UserError(f'--config: {path} does not exist; {nearest(str(path), files)}')
     module = load_file(path)
-    config = _told(path, module.get_config, *([arg] if colon else []))
+    config = told(path, module.get_config, *([arg] if colon else []))
     if not isinstance(config, ConfigDict):
         raise UserError(f'{path}: get_config should return an ml_collections.ConfigDict, not {type(config).__name__}.')
     return module, ConfigDict(override(config, overrides)), path, Path(workdir) if workdir else None
@@ -138,13 +138,13 @@ def load_file(path: Path) -> ModuleType:
     if spec is None:
         raise UserError(f'{path}: a config is a Python file, NAME.py.')
     module = importlib.util.module_from_spec(spec)
-    _told(path, spec.loader.exec_module, module)
+    told(path, spec.loader.exec_module, module)
     if not hasattr(module, 'get_config'):
         raise UserError(f'{path}: has no function get_config.')
     return module
 
 
-def _told(path: Path, fn: Callable, *args: Any) -> Any:
+def told(path: Path, fn: Callable, *args: Any) -> Any:
     """`fn(*args)`, which runs code of the config file, with what goes wrong in it as an error that says where."""
     try:
         return fn(*args)
@@ -161,7 +161,7 @@ def _dated(config: Path) -> Path:
     return Path('runs') / f'{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{config.stem}'
 
 
-def _on_signal() -> Callable[[], bool]:
+def on_signal() -> Callable[[], bool]:
     """Asks the run to stop and save at the first SIGTERM or SIGINT; the second has its usual effect."""
     asked = []
 

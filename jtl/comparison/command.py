@@ -46,10 +46,10 @@ def compare(
     if not methods or len(set(methods)) < len(methods):
         raise UserError('--methods: name different ones, separated by commas; --methods=list shows those there are.')
     baseline = args.baseline or baseline or (BASELINE if BASELINE in methods else methods[0])
-    _, config, path, workdir = runner._parse(rest)
+    _, config, path, workdir = runner.parse_command(rest)
     if workdir is None:
         raise UserError('--workdir: name the folder of the comparison; the same command goes on with it.')
-    stop = runner._on_signal()
+    stop = runner.on_signal()
     from jtl import comparison  # JAX is imported only now
     from jtl.config import plain
 
@@ -74,7 +74,7 @@ def load_recipes(path: Path) -> dict[str, Recipe]:
     """`RECIPES` of a Python file."""
     if not path.is_file():
         raise UserError(f'--recipes: {path} does not exist.')
-    found = runner._told(path, runpy.run_path, str(path)).get('RECIPES')
+    found = runner.told(path, runpy.run_path, str(path)).get('RECIPES')
     if not isinstance(found, dict) or not all(isinstance(recipe, Recipe) for recipe in found.values()):
         raise UserError(f'{path}: RECIPES should be {{name: jtl.recipes.Recipe(…)}}.')
     return found
