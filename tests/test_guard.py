@@ -273,7 +273,7 @@ def test_guard_stopped_anywhere_goes_on_to_the_same_verdict(sources, tmp_path, m
         calls[0] += 1
         return calls[0] % 25 == 0  # a run asks about 29 times
 
-    monkeypatch.setattr('jtl.main._on_signal', lambda: asked)
+    monkeypatch.setattr('jtl.main.on_signal', lambda: asked)
     while not (tmp_path / 'cut' / 'guard.json').exists():
         assert run_main(config, tmp_path / 'cut') == 0 and stops < 60
         stops += 'goes on' in capsys.readouterr().out
