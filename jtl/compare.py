@@ -136,7 +136,7 @@ def _metric(row: dict, split: str, metric: str) -> float | None:
 
 def check_metric(metric: str) -> None:
     """Refuses one of which less is better."""
-    if metric in ('loss', 'ece'):
+    if metric in metrics.LOWER_IS_BETTER:
         raise UserError(f'cannot compare by {metric!r}: lower is better there. Take accuracy, f1_macro, auroc or map.')
 
 

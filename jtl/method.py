@@ -60,7 +60,8 @@ class Method(NamedTuple):
         predict: `(params, state, batch) -> outputs` with `logits` [B, K], deterministic.
         prepare: `(params, state, batches, rng) -> (params, state)`, once, after pretrained weights are in and before
             the optimiser is made; every iteration over `batches` is a pass over the training data without augmentation,
-            whole and on the host in every process, so that all of them come to the same state.
+            whole and on the host in every process, so that all of them come to the same state. `loss` and `predict` can
+            be traced before it, with the state of `init`.
         grads: turns a loss into a gradient function; replace it where the update is not the gradient of one scalar.
     """
 

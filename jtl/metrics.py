@@ -8,6 +8,8 @@ from pathlib import Path
 
 from jtl.errors import UserError
 
+LOWER_IS_BETTER = ('loss', 'robust_loss', 'ece')  # of what evaluators give
+
 
 class Writer:
     """Appends rows `{"step": …, "split": …, name: number, …}`; without a folder, nowhere."""

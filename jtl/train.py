@@ -32,8 +32,6 @@ from jtl.step import TrainState, compile_predict, compile_slots, compile_step
 
 PyTree = Any
 
-LOWER_IS_BETTER = ('loss', 'ece')
-
 
 @dataclasses.dataclass
 class Host:
@@ -316,7 +314,7 @@ def improves(host: Host, config: Config, values: Mapping, step: int) -> bool:
     """Whether the validation metric is among the `keep_best` best so far; counts evaluations since the best."""
     if config.select is None:
         return False
-    sign = 1 if config.select in LOWER_IS_BETTER else -1
+    sign = 1 if config.select in metrics.LOWER_IS_BETTER else -1
     value = float(values[config.select])
     gain = not math.isnan(value) and (not host.best or sign * value < sign * host.best[0][1])
     host.waited = 0 if gain else host.waited + 1

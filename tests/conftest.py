@@ -1,9 +1,16 @@
 """What every test gets: the CPU, no windows, and folders of its own instead of the user's."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['MPLBACKEND'] = 'Agg'
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # many processes compile the same programs: one does for all
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='jtl-compiled-')
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 import pytest  # noqa: E402
 

@@ -204,6 +204,7 @@ def test_values_are_the_config_with_the_recipe_over_it():
         ({'methods': {'finetune': Recipe('', {**ALL, 'method.mixp': 1.0})}}, "did you mean 'mixup'"),
         ({'methods': {'finetune': Recipe('', ALL, (0.0,))}}, 'above 0'),
         ({'methods': {'finetune': METHODS['finetune'], '../up': METHODS['probe']}}, 'becomes a folder'),
+        ({'metric': 'robust_loss'}, 'lower is better'),
         ({'config': {**BASE, 'data': {'name': 'digits', 'val': 0.0}}}, 'no validation split'),
         ({'config': {**BASE, 'guard': True, 'init': 'x'}}, 'config.guard'),
     ],
@@ -212,6 +213,25 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(tmp_path,
     with pytest.raises(UserError, match=message):
         comparison.comparison(request(**changes), tmp_path / 'w')
     assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize(
+    'name, recipe, message',
+    [
+        (3, METHODS['probe'], 'becomes a folder'),
+        ('lock', METHODS['probe'], 'none of .* lock'),  # a file of the comparison's own
+        ('a', Recipe('', ALL, 1.0), 'times 1.0 should be'),
+        ('a', Recipe('', ALL, ('x',)), 'should be multiples'),
+        ('a', Recipe('', None), 'dicts by dotted key'),
+        ('a', Recipe('', ALL, (1.0,), {'method.focal': 1.0}), 'several different values'),
+        ('a', Recipe('', ALL, (1.0,), {'method.focal': ()}), 'several different values'),
+        ('a', Recipe('', ALL, (1.0,), {'method.focal': (1, 1.0)}), 'several different values'),  # in one folder
+        ('a', Recipe('', ALL, (1.0, 3.0), {'optim': ({'name': 'adam'},)}), 'given as times'),  # would undo the rates
+    ],
+)
+def test_recipes_that_are_none_are_refused(name, recipe, message):
+    with pytest.raises(UserError, match=message):
+        layout.check_recipe(name, recipe)
 
 
 def test_a_metric_that_is_not_there_is_found_before_training(tmp_path):
@@ -232,6 +252,23 @@ def test_a_folder_of_another_comparison_is_refused(done, tmp_path):
     with pytest.raises(UserError, match='not the folder of a comparison'):
         comparison.comparison(request(), tmp_path)
     assert files(done[0]) == before
+
+
+@pytest.mark.parametrize(
+    'file, content, message',
+    [
+        ('probe/labels=2/lr=*/seed=0/predictions.npz', b'', 'predictions.npz: cannot be read'),
+        ('probe/labels=2/lr=*/seed=0/result.json', b'{"val": {"accuracy": 0.5}}', 'has no test, params, seconds'),
+        ('comparison.json', b'{"config": 1, "methods": [], "command": ""}', 'has no config, data, methods, weights'),
+    ],
+)
+def test_a_damaged_file_is_named(undrawn, done, tmp_path, file, content, message):
+    workdir = tmp_path / 'w'
+    shutil.copytree(done[0], workdir)
+    for damaged in workdir.glob(file):  # whichever rate was chosen
+        damaged.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        comparison.comparison(request(), workdir)
 
 
 def test_a_stop_ends_with_the_run_at_hand(tmp_path, monkeypatch):
@@ -370,7 +407,14 @@ def test_two_workers_find_what_one_does(undrawn, done, tmp_path):
     assert untimed(read(tmp_path / 'w')) == untimed(read(done[0]))
 
 
-# The picture.
+# The page.
+
+
+def test_notes_name_the_methods_that_draw_or_augment_otherwise():
+    other = Recipe('', {**ALL, 'data.sampling': 'balanced'})
+    said = ' '.join(page.notes([], request(methods={**METHODS, 'even': other}), 1))
+    assert 'augmentation by seed (even: sampled or augmented otherwise).' in said
+    assert 'augmentation by seed.' in ' '.join(page.notes([], request(), 1))
 
 
 def test_labels_of_points_that_coincide_do_not_cover_each_other():

@@ -231,7 +231,7 @@ def test_keep_best_keeps_that_many():
 
 
 def test_a_validation_value_that_is_not_a_number_is_never_the_best():
-    for select, values in (('accuracy', (0.5, 0.6)), ('loss', (0.6, 0.5))):
+    for select, values in (('accuracy', (0.5, 0.6)), ('loss', (0.6, 0.5)), ('robust_loss', (0.6, 0.5))):
         nan = float('nan')
         saved, host = looks((nan, values[0], nan, values[1]), select=select)
         assert saved == [False, True, False, True]

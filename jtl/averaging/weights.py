@@ -16,7 +16,6 @@ from jtl.data.pipeline import stream
 from jtl.errors import UserError, nearest
 from jtl.evals import Seen, classification, collect
 from jtl.models import statistics
-from jtl.train import LOWER_IS_BETTER
 
 PyTree = Any
 ALPHAS = tuple(i / 10 for i in range(11))
@@ -110,7 +109,7 @@ def values(outputs: dict, classes: tuple[str, ...]) -> dict:
 
 def goodness(found: dict, metric: str) -> float:
     value = float(found[metric])
-    return -math.inf if math.isnan(value) else -value if metric in LOWER_IS_BETTER else value
+    return -math.inf if math.isnan(value) else -value if metric in metrics.LOWER_IS_BETTER else value
 
 
 def check_metric(metric: str, classes: int, multi_label: bool) -> None:

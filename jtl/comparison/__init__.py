@@ -4,7 +4,8 @@
 
 Equal budget means the same steps, batches, data, labels, order and augmentation by seed. What a method is tuned over
 is its recipe's grid (`jtl.recipes`); the point with the best mean validation metric over seeds is taken for each method
-and number of labels, and only runs at that point are looked at on the test split.
+and number of labels. Every run ends with a pass over the test split, as any run does, but only what those at that point
+say of it is read.
 """
 
 import shlex

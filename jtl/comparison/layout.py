@@ -21,6 +21,7 @@ from jtl.recipes import Recipe
 ALL = 'all'  # as a number of labels a class
 MAY_DIFFER = ('method', 'model', 'rules', 'phases', 'optim', 'load', 'init', 'data.augment', 'data.sampling')
 NAME = re.compile(r'[A-Za-z0-9_.:+-]+')
+TAKEN = ('.', '..', 'lock', 'workers', 'comparison.json', 'results.jsonl', 'results.png', 'labels.png', 'RESULTS.md')
 
 
 class Request(NamedTuple):
@@ -168,20 +169,31 @@ def _check_request(request: Request) -> None:
 
 def check_recipe(method: str, recipe: Recipe) -> None:
     """Refuses a recipe that changes the budget or the data."""
-    if not NAME.fullmatch(method) or method in ('.', '..'):
-        raise UserError(f'method {method!r}: a name becomes a folder; letters, digits and _ . : + - may be in it.')
-    if not recipe.times or not all(0 < times < float('inf') for times in recipe.times):
-        raise UserError(f'method {method}: times {recipe.times!r} should be multiples of config.optim.lr above 0.')
-    short = ['lr', 'labels', 'seed', *(key.split('.')[-1] for key in recipe.grid)]
+    if not isinstance(method, str) or not NAME.fullmatch(method) or method in TAKEN:
+        raise UserError(
+            f'method {method!r}: a name becomes a folder; letters, digits and _ . : + - may be in it, and it should be '
+            f'none of {" ".join(TAKEN)}.'
+        )
+    times, grid = recipe.times, recipe.grid
+    number = lambda x: isinstance(x, int | float) and 0 < x < float('inf')
+    if not isinstance(times, tuple | list) or not times or not all(map(number, times)):
+        raise UserError(f'method {method}: times {times!r} should be multiples of config.optim.lr above 0, (0.3, 1.0).')
+    if not isinstance(recipe.overrides, Mapping) or not isinstance(grid, Mapping):
+        raise UserError(f'method {method}: overrides and grid should be dicts by dotted key.')
+    short = ['lr', 'labels', 'seed', *(key.split('.')[-1] for key in grid)]
     if len(set(short)) < len(short):
-        raise UserError(f'method {method}: two keys of its grid, {", ".join(recipe.grid)}, would have one name.')
-    for key in (*recipe.overrides, *recipe.grid):
+        raise UserError(f'method {method}: two keys of its grid, {", ".join(grid)}, would have one name.')
+    for key, tried in grid.items():
+        folders = [settings({key: value})[0] for value in tried] if isinstance(tried, tuple | list) else []
+        if not folders or len(set(folders)) < len(folders):
+            raise UserError(f'method {method}: grid: {key}={tried!r} should be several different values, (1, 2).')
+    for key in (*recipe.overrides, *grid):
         if not any(f'{key.removesuffix("+")}.'.startswith(f'{allowed}.') for allowed in MAY_DIFFER):
             raise UserError(
                 f'method {method}: {key!r} may not differ, or methods would not be compared at equal budget on the '
                 f'same data; what may: {", ".join(MAY_DIFFER)}.'
             )
-        if key == 'optim.lr':
+        if key == 'optim.lr' or key == 'optim' and key in grid:  # which would replace the rate
             raise UserError(f'method {method}: learning rates are given as times, multiples of config.optim.lr.')
 
 
@@ -241,7 +253,7 @@ def claim(workdir: Path, new: dict) -> None:
     path = workdir / 'comparison.json'
     if path.exists():
         old = files.read_json(path)
-        if missing := new.keys() - old.keys():
+        if missing := sorted(key for key, value in new.items() if not isinstance(old.get(key), type(value))):
             raise UserError(f'{path}: is not as it was written: it has no {", ".join(sorted(missing))}.')
         changed = differences(essential(old['config']), essential(new['config']))
         for key in ('methods', 'data', 'weights'):

@@ -90,12 +90,15 @@ def notes(lines: list[dict], request: Request, workers: int) -> list[str]:
     base = request.baseline
     over = 'all seeds' if seeds == request.seeds else 'the first seed' if seeds == 1 else f'the first {seeds} seeds'
     sizes = sorted({len(line['grid']) for line in lines})
+    own = [name for name, recipe in request.methods.items()
+           if any(key.startswith('data.') for key in (*recipe.overrides, *recipe.grid))]  # fmt: skip
+    but = f' ({", ".join(own)}: sampled or augmented otherwise)' * bool(own)
     many = 'one at a time' if workers == 1 else f'{workers} at a time, which shared the machine'
     said = [
         f"± and [low, high]: 95 % intervals by Student's t over the seeds, which draw the labels, what is initialised "
         f'and the order; differences to {base} are paired by seed, and the words above follow them. All seeds are '
         'tested on the same examples. Nothing is corrected for the number of comparisons.',
-        f'Equal budget: the same steps, batches, labels, order and augmentation by seed. A method has '
+        f'Equal budget: the same steps, batches, labels, order and augmentation by seed{but}. A method has '
         f'{" or ".join(map(str, sizes))} points in its grid (column "of"); that with the best mean validation '
         f'{request.metric} over {over} is '
         'taken (of equals the middle, then the smaller), and the test split played no part. *: the rate is at the edge '

@@ -32,6 +32,11 @@ def rows(runs: Iterable[Run], workdir: Path, metric: str) -> list[dict]:
         row = {'run': each.name, 'method': each.method, 'labels': each.labels, 'point': each.point, 'seed': each.seed}
         if (folder / 'result.json').exists():
             result = files.read_json(folder / 'result.json')
+            if lacking := [key for key in ('test', 'params', 'seconds') if not result.get(key)]:
+                raise UserError(
+                    f'{folder / "result.json"}: is not as it was written: it has no {", ".join(lacking)}. Delete the '
+                    'folder of that run to have it done again.'
+                )
             found.append(row | {key: result.get(key) for key in RESULT})
         elif (folder / work.DIVERGED).exists():
             found.append(row | {split: {metric: float('nan')} for split in ('val', 'test')})
@@ -125,15 +130,16 @@ def _hits(told: list[dict], workdir: Path) -> dict[tuple, dict]:
         path = workdir / row['run'] / 'predictions.npz'
         try:
             with np.load(path) as found:
-                index, label, logits = found['index'], found['label'], found['logits']
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+                index, label = found['index'], found['label']
+                hit = right(found['logits'], label)
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
             raise UserError(
                 f'{path}: cannot be read ({e}). Delete the folder of that run to have it done again.'
             ) from e
         first = first or (index, label)
         if not (np.array_equal(index, first[0]) and np.array_equal(label, first[1])):
             raise UserError(f'{path}: this run was not tested on the examples of the others.')
-        hits[row['method'], row['labels']][row['seed']] = right(logits, label)
+        hits[row['method'], row['labels']][row['seed']] = hit
     return hits
 
 

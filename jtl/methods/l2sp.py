@@ -37,7 +37,7 @@ def l2sp(method: Method, *, alpha: float = 0.1, beta: float = 0.01) -> Method:
 
     def loss(params, state, batch: Batch, rng, step):
         value, (state, outputs) = method.loss(params, state, batch, rng, step)
-        start = state['l2sp']
+        start = state.get('l2sp', {})  # before `prepare` nothing has moved: what is cached is known without it
         source = {name: params[name] for name in start}
         moved = squared_norm(jax.tree.map(lambda w, w0: w.astype(jnp.float32) - w0, source, start))
         penalty = alpha / 2 * moved + beta / 2 * squared_norm(params['head'])

@@ -131,6 +131,18 @@ def test_what_speaks_against_a_cache_is_said(config, change, reason):
     assert reason in attach.obstacle(make_plan(parse(values)))
 
 
+def test_methods_that_prepare_a_state_are_served_from_the_cache(config, passes, tmp_path):
+    # that it can be is found before `prepare` has made the state
+    penalty = {'l2sp': {'beta': 0.3}, 'class_weights': 'balanced', 'logit_adjustment': 1.0}
+    config = {**config, 'method': {'name': 'supervised', **penalty}, 'steps': 4}
+    train(config | {'cache': {'use': 'never'}}, tmp_path / 'plain', quiet=True)
+    assert not passes
+    train(config | {'cache': {'use': 'always'}}, tmp_path / 'cached', quiet=True)
+    assert passes
+    compare(tmp_path / 'plain', tmp_path / 'cached')
+    assert rows(tmp_path / 'cached')[0]['l2sp'] > 0
+
+
 def test_a_backbone_that_drops_at_random_is_not_cached(config, tmp_path):
     vit = {'name': 'vit', 'width': 8, 'depth': 1, 'heads': 2, 'patch': 4}
     values = {**config, 'init': None, 'model': vit, 'preprocess': {'size': 8}}
