@@ -27,6 +27,8 @@ CONFIG = {
     'optim': {'lr': 0.01, 'weight_decay': 0.01},
     'report': False,
 }
+OPTIONS = {'focal', 'logit_adjustment', 'weighted', 'balanced', 'smoothing', 'ema', 'mixup', 'cutmix', 'randaugment'}
+OPTIONS |= {'mlp_head', 'cosine_head'}
 CANNOT = {('prompts', 'resnet'), ('prompts', 'mlp'), ('norms', 'mlp'), ('gradual', 'mlp')}
 
 
@@ -50,8 +52,13 @@ def plan_of(method, model, sources):
     return make_plan(parse(values(config, RECIPES[method], 'all', {}, 0)))
 
 
-@pytest.mark.parametrize('model', MODELS)
-@pytest.mark.parametrize('method', RECIPES)
+def case(method, model):
+    """What is an option of the loss, the data or the head knows nothing of the model: one model does for all."""
+    slow = method in OPTIONS and model != 'mlp'
+    return pytest.param(method, model, marks=[pytest.mark.slow] if slow else [], id=f'{method}-{model}')
+
+
+@pytest.mark.parametrize(('method', 'model'), [case(method, model) for method in RECIPES for model in MODELS])
 def test_two_steps_move_what_they_should_and_nothing_else(method, model, sources):
     if (method, model) in CANNOT:
         with pytest.raises(UserError, match=r'config\.(model|rules|phases)'):
