@@ -10,8 +10,11 @@ import sys
 from jtl.comparison.command import ablation
 from jtl.recipes import BOLD, GENTLE, Recipe
 
+BACKBONE = {'all': 'fine-tuned', 'head': 'frozen'}
 RECIPES = {
-    f'{head}-{rules}': Recipe(f'a {head} head', {'rules': rules, 'model.head': {'name': head}}, times)
+    f'{head}-{rules}': Recipe(
+        f'{head}, on a backbone that is {BACKBONE[rules]}', {'rules': rules, 'model.head': {'name': head}}, times
+    )
     for rules, times in (('all', GENTLE), ('head', BOLD))
     for head in ('linear', 'mlp', 'cosine')
 }

@@ -4,7 +4,7 @@
         --methods=scratch,probe,finetune,discriminative,lpft,lpft_solved,biases,norms,lora,ia3,l2sp,delta,sam \\
         --seeds=5 --grid-seeds=1 --workers=2
     jtl compare --config=experiments/finetuning.py:shared=DIR,data=cifar10 --labels=4,25,100 …
-    python experiments/readme.py finetuning=runs/finetuning
+    python experiments/methods_table.py runs/finetuning --readme
 
 `DIR` has `data/` and `weights/` in the layout of DATA below. The source is MobileNet v1 (width 0.75) of ImageNet, on
 pictures smaller than its 224 px so that two cores can do it: every number is lower than it could be, for all methods

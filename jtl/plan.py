@@ -180,11 +180,17 @@ def make_method(model: str, method: str, num_classes: int, preprocess: str = '{}
     """The method on its model. From JSON, so that equal configs share one Method, and with it its compiled steps.
 
     A key of `method` whose value is a mapping, `sam: {rho: 0.05}`, is another method around it, a function of that
-    name that takes a method, and these options. What it wants of `model` and `preprocess` it names as a parameter.
-    They are put on in the order of their names, whatever that of the config.
+    name that takes a method, and these options; `sam: None` is none. What it wants of `model` and `preprocess` it names
+    as a parameter. They are put on in the order of their names, whatever that of the config.
     """
-    options = json.loads(method)
-    wrappers = {key: options.pop(key) for key in sorted(options) if isinstance(options[key], dict)}
+    options, known = json.loads(method), names.known('jtl.methods')
+    wrappers = {key: options.pop(key) for key in sorted(options) if key in known or isinstance(options[key], dict)}
+    wrappers = {key: value for key, value in wrappers.items() if value is not None}
+    for key, value in wrappers.items():
+        if not isinstance(value, dict):
+            raise UserError(
+                f'config.method.{key}: {value!r} should be a mapping of its options; {{}} for the defaults.'
+            )
     name, classifier = options.pop('name', 'supervised'), build(num_classes=num_classes, **json.loads(model))
     make = _method(name, 'config.method.name', wrapping=False)
     check_kwargs(make, options, 'config.method', ignore=('model',))

@@ -395,7 +395,7 @@ def test_average_refuses_what_cannot_be_averaged(place, tmp_path, capsys):
         ((a, tmp_path / 'wide'), (), r'different models: backbone hidden=\(12,\) and \(13,\).*--how=ensemble'),
         ((a, tmp_path / 'wide'), ('--how=wise',), 'different models'),
         ((a, grey), (), r'different preprocessing: preprocess.mean: \[0.5\] -> \[0.4\]'),
-        ((a, lora), (), r'has adapters \(lora\)'),
+        ((a, lora), (), r'has adapters \(lora\).*--how=ensemble takes them'),
         ((lora,), ('--how=swa',), r'has adapters \(lora\)'),
         ((a, other), (), 'different data or splits'),
         ((a, few), ('--how=greedy',), r'different data or splits: config.data.val: 0.2 -> 0.3'),

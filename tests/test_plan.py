@@ -47,6 +47,10 @@ def test_the_order_in_a_config_does_not_matter():
     assert same(gradient(made(sam={}, l2sp={})), gradient(made(l2sp={}, sam={})))
 
 
+def test_a_method_around_another_that_is_none_is_none():
+    assert same(gradient(made(sam=None, l2sp={})), gradient(made(l2sp={})))
+
+
 def test_dotted_keys_put_a_method_around_another():
     values = override(tiny.CONFIG, {'method.sam.rho': 0.1})
     assert make_plan(parse(values)).method is not make_plan(parse(tiny.CONFIG)).method
@@ -59,6 +63,7 @@ def test_dotted_keys_put_a_method_around_another():
         ({'sma': {}}, r"config\.method: 'sma': unknown; did you mean 'sam'"),
         ({'sam': {'roh': 0.1}}, r"unknown key config\.method\.sam\.roh: did you mean 'rho'"),
         ({'sam': {'rho': 'big'}}, r"config\.method\.sam\.rho: 'big' should be float"),
+        ({'sam': True}, r'config\.method\.sam: True should be a mapping of its options; {} for the defaults'),
         ({'sam': {'method': 1}}, r'unknown key config\.method\.sam\.method'),
         ({'name': 'sam'}, r"config\.method\.name: 'sam' is a method around another: config\.method\.sam"),
         ({'supervised': {}}, r"config\.method: 'supervised' is no method around another: config\.method\.name"),

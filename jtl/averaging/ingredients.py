@@ -61,7 +61,7 @@ def no_adapters(fitted: run.Run) -> None:
     if adapters := [key for key, value in fitted.model.items() if isinstance(value, Mapping) and key != 'head']:
         raise UserError(
             f'{fitted.path}: has adapters ({", ".join(adapters)}), whose factors cannot be averaged one by one: the '
-            'mean of products is not the product of means. Merge them into the weights first (jtl convert).'
+            'mean of products is not the product of means; --how=ensemble takes them.'
         )
 
 
