@@ -166,7 +166,7 @@ def comparison(lines: list[dict], label: str, unit: str, level: float | None, ti
         x = [line['across'] if log else xs.index(line['across']) for line in rows]
         y, half = (100 * np.array([line[key] for line in rows]) for key in ('mean', 'half'))
         (drawn,) = ax.plot(x, y, marker='o', markersize=5, lw=1.8, label=plain_text(method))
-        ax.fill_between(x, y - half, y + half, color=drawn.get_color(), alpha=0.15, lw=0)
+        ax.fill_between(x, *np.clip((y - half, y + half), 0, 100), color=drawn.get_color(), alpha=0.15, lw=0)
     if level is not None:
         ax.axhline(100 * level, color=GREY, lw=1, ls='--', label='most frequent class')
     if log:

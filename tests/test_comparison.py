@@ -417,6 +417,15 @@ def test_notes_name_the_methods_that_draw_or_augment_otherwise():
     assert 'augmentation by seed.' in ' '.join(page.notes([], request(), 1))
 
 
+def test_figures_name_each_number_of_labels_and_stay_within_a_hundred_percent(done):
+    lines = [{**line, 'half': 2.0, 'across': 'all' if line['across'] == 4 else 2} for line in read(done[0])]
+    figure = page.costs(lines, 'test accuracy, %', 'labels a class')
+    assert [ax.get_title(loc='left') for ax in figure.axes] == ['2 labels a class', '', '', 'all labels', '', '']
+    across = page.report.comparison(lines, 'test accuracy, %', 'labels a class', None, '')
+    for ax in (*figure.axes, *across.axes):
+        assert -6 < ax.get_ylim()[0] < ax.get_ylim()[1] < 106
+
+
 def test_labels_of_points_that_coincide_do_not_cover_each_other():
     taken = []
     for width in (40, 60, 25, 50, 33):

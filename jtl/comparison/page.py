@@ -134,7 +134,8 @@ def costs(lines: list[dict], label: str, unit: str) -> Figure:
         here = [line for line in lines if line['across'] == x and not np.isnan(line['mean'])]
         for ax, (key, what) in zip(row, COSTS.items()):
             _panel(ax, [line for line in here if line[key]], key, methods, _limits(lines, key))
-            report.tidy(ax, '' if x == ALL or key != 'trained' else f'{x} {unit}', what)
+            title = 'all labels' if x == ALL else f'{x} {unit}'
+            report.tidy(ax, title if xs != [ALL] and key == 'trained' else '', what)
         row[0].set_ylabel(label, color=report.GREY)
         low, high = row[0].get_ylim()
         row[0].set_ylim(max(low, -2), min(high, 102))
