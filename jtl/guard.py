@@ -31,6 +31,7 @@ from jtl.plan import Plan, check_model, check_sections, make_plan
 from jtl.train import Diverged, train
 
 RULES = {'scratch': (('.*', 1.0),), 'probe': (('head/.*', 1.0), ('.*', None))}
+ANCHORED = ('l2sp', 'delta', 'lpft')  # around the method: they hold on to a source, and from scratch there is none
 MAY_DIFFER = ('optim', 'method')  # sections in which a baseline may; the rest is what makes the comparison one
 
 
@@ -61,7 +62,8 @@ def guard(
     is another matter: one that is good to fine-tune with is mostly too low to train from scratch with, and a baseline
     held back like that would make any weights look helpful. So each baseline is trained at `rates` times the run's
     rate, and the one with the best validation accuracy (the mean over seeds) is compared. The run has its one rate:
-    what is judged is the run as it was configured, against what else could have been done. Without validation data
+    what is judged is the run as it was configured, against what else could have been done. What holds on to the source
+    (`l2sp`, `delta`, `lpft` around the method) is left out from scratch. Without validation data
     there is nothing to choose by, and the run's own rate is taken.
 
     The verdict, of transfer against scratch, is that of `jtl.paired.versus`. One seed tells two trained models apart,
@@ -162,7 +164,9 @@ def lay_out(
     base = {**values, 'guard': False}
     runs.append(Run('transfer', lr, first, workdir, {**values, 'seed': first}))
     without = {**values.get('load', {}), 'fresh': True}
-    kinds = {'scratch': {**base, 'load': without, 'cache': {}}, 'probe': base}  # what is not frozen is not cached
+    method = {key: value for key, value in values.get('method', {}).items() if key not in ANCHORED}
+    scratch = {**base, 'load': without, 'cache': {}, 'method': method}  # what is not frozen is not cached
+    kinds = {'scratch': scratch, 'probe': base}
     for kind, start in kinds.items():
         start = {k: v for k, v in start.items() if k != 'phases'} | {'rules': RULES[kind], 'report': False}
         start = override(start | {'tensorboard': False}, overrides[kind])

@@ -106,7 +106,7 @@ def named_rules(rules: str | Rules, order: Callable[[], Order], what: str = 'con
 def named_phases(phases: str | Sequence, order: Callable[[], Order], steps: int) -> tuple:
     """The phases of a name, each with its rules and its end in steps."""
     phases = _made(phases, PHASES, order, 'config.phases')
-    ends = [round(until * steps) if isinstance(until, float) else until for until, _ in phases]
+    ends = [max(round(until * steps), 1) if isinstance(until, float) else until for until, _ in phases]
     return tuple(
         (end, named_rules(rules, order, f'config.phases[{i}]')) for i, (end, (_, rules)) in enumerate(zip(ends, phases))
     )

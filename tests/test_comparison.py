@@ -98,6 +98,16 @@ def test_lines_agree_with_the_runs(done):
     assert (workdir / 'results.png').stat().st_size > 20_000 and (workdir / 'labels.png').stat().st_size > 10_000
 
 
+def test_runs_that_were_not_chosen_lose_their_checkpoints_and_nothing_else(tmp_path, undrawn):
+    asked = request(config={**BASE, 'checkpoint_every': 4}, methods={'probe': METHODS['probe']}, baseline='probe')
+    comparison.comparison(asked._replace(labels=(2,), seeds=1, grid_seeds=1), tmp_path / 'w')
+    chosen = read(tmp_path / 'w')[0]['settings']
+    for rate in ('lr=0.1', 'lr=1'):
+        run = tmp_path / f'w/probe/labels=2/{rate}/seed=0'
+        assert (run / 'checkpoints').exists() == (rate == chosen) and (run / 'result.json').exists()
+        assert not (run / 'report.html').exists()
+
+
 def test_a_point_that_diverges_loses_and_is_not_run_again(done, monkeypatch):
     workdir, _ = done
     lost = workdir / 'wild/labels=2/lr=1e+29/seed=0'

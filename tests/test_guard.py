@@ -10,9 +10,11 @@ import tiny
 from sklearn.datasets import load_digits
 
 from jtl import launch, metrics, tree
-from jtl.guard import Run, choose, guard, line, options
+from jtl.config import override, parse
+from jtl.guard import Run, choose, guard, lay_out, line, options
 from jtl.main import main
 from jtl.paired import HELPED, HURT, OPEN, commonest, right, versus
+from jtl.plan import make_plan
 from jtl.run import read
 from jtl.train import train
 
@@ -167,6 +169,14 @@ def test_guard_gives_every_run_the_same_budget_and_data(helped, sources):
     tables = {name: (workdir / 'guard' / name / 'params.txt').read_text() for name in runs}
     assert all('frozen' in re.search(r'backbone/fc1/kernel.*', tables[n])[0] for n in runs if n.startswith('probe'))
     assert all('1,210 trained, 0 frozen' in tables[n] for n in runs if n.startswith('scratch'))
+
+
+def test_guard_leaves_out_from_scratch_what_holds_on_to_the_source(sources, tmp_path):
+    values = override(helps(sources), {'method': {'label_smoothing': 0.1, 'l2sp': {}, 'lpft': {}, 'sam': {'rho': 0.1}}})
+    runs = lay_out(values, make_plan(parse(values)), tmp_path, 1, (1.0,), {'scratch': {}, 'probe': {}})
+    methods = {each.kind: each.values['method'] for each in runs}
+    assert methods['scratch'] == {'label_smoothing': 0.1, 'sam': {'rho': 0.1}}
+    assert methods['probe'] == methods['transfer'] == values['method']
 
 
 def test_guard_freezes_the_backbone_of_the_probe_and_starts_scratch_elsewhere(helped, sources):

@@ -68,6 +68,7 @@ def test_gradual_thaws_from_the_top_to_the_bottom():
 
 def test_lpft_is_the_head_and_then_everything():
     assert presets.named_phases('lpft:0.3', lambda: ORDER, 10) == ((3, presets.HEAD), (None, presets.ALL))
+    assert presets.named_phases('lpft:0.1', lambda: ORDER, 3)[0][0] == 1  # at least a step
 
 
 def test_phases_may_end_at_a_share_of_the_run_and_name_rules():

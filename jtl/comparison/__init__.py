@@ -9,8 +9,9 @@ say of it is read.
 """
 
 import shlex
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
@@ -45,6 +46,7 @@ def comparison(
             do(_to_measure(request, first, workdir), 'step')
             do(_to_train(first, workdir), 'run')
             chosen = results.choose(results.rows(first, workdir, request.metric), request.metric)
+            _forget(first, chosen, workdir)
             rest = layout.runs(request, request.all_seeds[request.grid_seeds :], only=chosen)
             do(_to_train(rest, workdir), 'run')
         lines = results.table(request, first, rest, chosen, workdir)
@@ -78,6 +80,13 @@ def _to_measure(request: Request, runs: list[layout.Run], workdir: Path) -> list
             name = f'a step of {each.method}'
             tasks.setdefault(file, {'name': name, 'file': str(file), 'values': each.values, 'measure': request.metric})
     return list(tasks.values())
+
+
+def _forget(runs: list[layout.Run], chosen: Mapping[tuple, int], workdir: Path) -> None:
+    """Deletes the checkpoints of runs that were tried and not chosen; what they came to is kept."""
+    for each in runs:
+        if chosen.get((each.method, each.labels)) != each.point:
+            shutil.rmtree(workdir / each.name / 'checkpoints', ignore_errors=True)
 
 
 def _do(perform: Callable, tasks: list[dict], stop: Callable[[], bool], unit: str, workdir: Path) -> None:

@@ -108,7 +108,7 @@ def settings(point: Mapping[str, Any]) -> list[str]:
 
 def values(config: Mapping, recipe: Recipe, labels: int | str, point: Mapping, seed: int) -> dict:
     """The config of one run."""
-    config, given = plain(config), {}
+    config, given = {'report': False, **plain(config)}, {}
     if {'rules', 'phases'} & recipe.overrides.keys():
         config = {key: value for key, value in config.items() if key not in ('rules', 'phases')}
     for key, value in recipe.overrides.items():

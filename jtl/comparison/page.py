@@ -109,6 +109,8 @@ def notes(lines: list[dict], request: Request, workers: int) -> list[str]:
         'seconds: of a run at the chosen point from its first step to its last, with evaluations and without compiling '
         f'steps; the median over seeds. Runs were made {many}.',
     ]
+    if not request.config.get('init'):
+        said.append('config.init names no weights, so every method starts from random parameters.')
     if request.metric == 'accuracy':
         said.insert(1, (
             'other examples too: the same difference by resampling seeds and test examples alike '

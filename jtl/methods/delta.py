@@ -56,6 +56,8 @@ def delta(
 
     Metrics: `delta`, what is added.
 
+    Its β is a penalty on the head: with `l2sp` besides, set one of the two to 0.
+
     Args:
         model: the classifier of `method`.
         alpha, beta: at least 0.

@@ -239,6 +239,8 @@ def _same(mine: Shapes, theirs: Shapes, weights: Pretrained) -> None:
         said.append("config.load.head: 'fresh' starts a new head, 'names' takes the classes whose names agree.")
     elif any(line.startswith('head/') for line in (*missing, *extra)):
         said.append("config.load.head: 'fresh' starts a new head; config.model.head is of another kind than theirs.")
+    if any(path.split('/')[0] not in OURS for path in extra):
+        said.append('Theirs has an adapter: keep it in config.model, or `jtl convert --to=run:DIR --merge` first.')
     if missing and not extra and not reshaped and (whole := _whole(missing)):
         said.append(f'config.model.depth={whole} uses the part that is whole.')
     raise UserError(
