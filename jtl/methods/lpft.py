@@ -81,6 +81,7 @@ def solve(
     from jtl.probe import choose  # which imports much; methods are imported to read their signatures
     from jtl.probe.folds import divisions
 
+    x = without_idle(x)
     classes, layers = tuple(map(str, range(K))), {'features': x}
     weights = None if class_weight is None or y.ndim == 2 else np.asarray(class_weight).tolist()
     try:
@@ -92,3 +93,12 @@ def solve(
     fitted = choose.refit(found, x, y, classes, weights).head.linear()
     kernel, bias = choose.scaled(fitted, choose.temperature(scores, y[rows]))
     return np.asarray(kernel[0], np.float32), np.asarray(bias[0], np.float32)
+
+
+def without_idle(x: np.ndarray) -> np.ndarray:
+    """Features [N, D], zero where one varies by less than a hundredth of what the middle one does.
+
+    A relu that hardly ever fires would, standardised, be given an enormous weight, and with it every gradient.
+    """
+    spread = x.std(0)
+    return np.where(spread < 0.01 * np.median(spread), 0, x)

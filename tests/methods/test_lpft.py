@@ -108,6 +108,14 @@ def test_lpft_and_the_method_within_go_through_the_data_each_for_itself(start):
     assert method.loss is not PLAIN.loss and method.predict is PLAIN.predict
 
 
+def test_a_feature_that_hardly_varies_gets_no_weight():
+    idle = np.where(np.arange(N) == 3, 1e-3, 0).astype(np.float32)  # a relu that fires once
+    kernel, bias = solve(np.c_[X, idle], LABEL, K, 'ridge')
+    assert not kernel[-1].any() and np.abs(kernel[:-1]).max() < 100
+    alone, _ = solve(X, LABEL, K, 'ridge')
+    np.testing.assert_allclose(kernel[:-1], alone, rtol=1e-4)
+
+
 def test_lpft_weighs_classes_as_the_loss_does():
     kernel, bias = solve(X, LABEL, K, 'ridge', jnp.array([20.0, 1.0, 1.0]))
     assert ((X @ kernel + bias).argmax(1) == 0).sum() > 40  # of 60, where 20 are
